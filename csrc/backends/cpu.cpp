@@ -1,0 +1,334 @@
+// The CPU backend: loop order and threads of every op. Compiled once per instruction set (EBM_TARGET).
+//
+// The elements of all chains are cut into Philox blocks, numbered through; a thread takes a range of them. Within a chain,
+// whole tiles (a block per lane) run over neighbouring blocks. What is left of a chain, or a chain shorter than a tile, is
+// queued block by block and runs in tiles whose lanes belong to different chains.
+#include "../kernels/langevin.h"
+#include "../kernels/random.h"
+#include "../ops/table.h"
+#include "thread_pool.h"
+
+EBM_BEGIN
+namespace {
+
+constexpr int kInterleave = 3;  // tiles in flight: one hides the latency of the others
+
+// Rounding and denormals as IEEE has them, whatever the caller's thread is set to.
+class DefaultFloatingPoint {
+public:
+#if defined(__x86_64__)
+    DefaultFloatingPoint() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+    ~DefaultFloatingPoint() { _mm_setcsr(saved_); }
+
+private:
+    unsigned saved_;
+#elif defined(__aarch64__)
+    DefaultFloatingPoint() {
+        __asm__ volatile("mrs %0, fpcr" : "=r"(saved_));
+        __asm__ volatile("msr fpcr, %0" : : "r"(uint64_t{0}));
+    }
+    ~DefaultFloatingPoint() { __asm__ volatile("msr fpcr, %0" : : "r"(saved_)); }
+
+private:
+    uint64_t saved_;
+#endif
+};
+
+// Lane l of a tile holds block `order(l)` of it, chosen such that zips within 128 bits put values into memory order.
+template <class C>
+struct Tile;
+
+template <>
+struct Tile<float> {
+    static constexpr int kVectors = 4;
+    static EBM_HD int order(int lane) { return kLanes / 4 * (lane % 4) + lane / 4; }
+
+    template <class Draw>
+    static EBM_HD void values(const U64 (&even)[4], const U64 (&odd)[4], const Draw& draw, F32 (&out)[4]) {
+        U32 w[4];
+        EBM_UNROLL for (int j = 0; j < 4; ++j) w[j] = (U32)((even[j] & 0xffffffffu) | (odd[j] << 32));
+        F32 v[4];
+        draw(w, v);
+        F64 lo01 = (F64)zip_lo32(v[0], v[1]), lo23 = (F64)zip_lo32(v[2], v[3]);
+        F64 hi01 = (F64)zip_hi32(v[0], v[1]), hi23 = (F64)zip_hi32(v[2], v[3]);
+        out[0] = (F32)zip_lo64(lo01, lo23);
+        out[1] = (F32)zip_hi64(lo01, lo23);
+        out[2] = (F32)zip_lo64(hi01, hi23);
+        out[3] = (F32)zip_hi64(hi01, hi23);
+    }
+};
+
+template <>
+struct Tile<double> {
+    static constexpr int kVectors = 4;
+    static EBM_HD int order(int lane) {
+        int half = lane % 2, i = lane / 2;  // lane 2i is lane i of the even half
+        return kLanes / 2 * half + kLanes / 4 * (i % 2) + i / 2;
+    }
+
+    template <class Draw>
+    static EBM_HD void half(const U64 (&words)[4], const Draw& draw, F64& first, F64& second) {
+        U64 w[2] = {(words[0] & 0xffffffffu) | (words[1] << 32), (words[2] & 0xffffffffu) | (words[3] << 32)};
+        F64 v[2];
+        draw(w, v);
+        first = zip_lo64(v[0], v[1]);
+        second = zip_hi64(v[0], v[1]);
+    }
+    template <class Draw>
+    static EBM_HD void values(const U64 (&even)[4], const U64 (&odd)[4], const Draw& draw, F64 (&out)[4]) {
+        half(even, draw, out[0], out[1]);
+        half(odd, draw, out[2], out[3]);
+    }
+};
+
+template <class C>
+using LanesOf = decltype(load_lanes(static_cast<const C*>(nullptr)));
+
+// The blocks [begin, end) of a (num_chains, dim) array.
+template <class C, class Draw, class Sink>
+class BlockRange {
+    using V = LanesOf<C>;
+    static constexpr int kBlock = kBlockSize<C>;
+    static constexpr int kWidth = sizeof(V) / sizeof(C);  // elements of a vector
+
+public:
+    BlockRange(const Draw& draw, const Sink& sink, const int64_t* key, int64_t dim, int64_t first_block, uint32_t stream)
+        : draw_(draw),
+          sink_(sink),
+          key_(philox_key(static_cast<uint64_t>(key[0]))),
+          step_(static_cast<uint64_t>(key[1])),
+          first_chain_(static_cast<uint64_t>(key[2])),
+          dim_(dim),
+          first_block_(static_cast<uint64_t>(first_block)),
+          stream_(stream) {
+        for (int lane = 0; lane < kLanes; ++lane) order_[lane % 2][lane / 2] = static_cast<uint64_t>(Tile<C>::order(lane));
+    }
+
+    void run(int64_t begin, int64_t end) {
+        int64_t blocks_per_chain = (dim_ + kBlock - 1) / kBlock;
+        int64_t chain = begin / blocks_per_chain, block = begin % blocks_per_chain;
+        for (int64_t left = end - begin; left > 0; ++chain, block = 0) {
+            int64_t stop = block + left < blocks_per_chain ? block + left : blocks_per_chain;
+            left -= stop - block;
+            run_chain(chain, block, stop);
+        }
+        run_queue();
+    }
+
+private:
+    void run_chain(int64_t chain, int64_t block, int64_t stop) {
+        int64_t whole = dim_ / kBlock < stop ? dim_ / kBlock : stop;  // the last block may be a part of one
+        if (whole - block >= kLanes) {
+            typename Sink::Row row = sink_.row(chain);
+            PhiloxRow<uint64_t> constants = constants_of(chain);
+            for (; block + kInterleave * kLanes <= whole; block += kInterleave * kLanes) run_tiles<kInterleave>(row, constants, block);
+            for (; block + kLanes <= whole; block += kLanes) run_tiles<1>(row, constants, block);
+        }
+        for (; block < stop; ++block) {
+            queue_chain_[queued_] = chain;
+            queue_block_[queued_] = block;
+            if (++queued_ == kLanes) run_queue();
+        }
+    }
+
+    PhiloxRow<uint64_t> constants_of(int64_t chain) const {
+        uint64_t id = first_chain_ + static_cast<uint64_t>(chain);
+        return philox_row<uint64_t>(step_, id, philox_c3(step_, id, stream_), key_);
+    }
+
+    template <int N>
+    EBM_HD void run_tiles(const typename Sink::Row& row, const PhiloxRow<uint64_t>& constants, int64_t block) const {
+        U64 c0[2 * N], words[2 * N][4];
+        PhiloxRow<uint64_t> rows[2 * N];
+        EBM_UNROLL for (int i = 0; i < 2 * N; ++i) {
+            rows[i] = constants;
+            c0[i] = load<U64>(order_[i % 2]) + (first_block_ + static_cast<uint64_t>(block) + static_cast<uint64_t>(i / 2 * kLanes));
+        }
+        philox4x32<2 * N>(c0, rows, key_, words);
+        EBM_UNROLL for (int i = 0; i < N; ++i) {
+            V v[4];
+            Tile<C>::values(words[2 * i], words[2 * i + 1], draw_, v);
+            EBM_UNROLL for (int j = 0; j < 4; ++j) sink_.put_lanes(row, (block + i * kLanes) * kBlock + j * kWidth, v[j]);
+        }
+    }
+
+    void run_queue() {
+        if (queued_ == 0) return;
+        alignas(64) uint64_t c0[2][kLanes / 2], c1[2][kLanes / 2], c2[2][kLanes / 2], c3[2][kLanes / 2];
+        for (int lane = 0; lane < kLanes; ++lane) {
+            int place = Tile<C>::order(lane) < queued_ ? Tile<C>::order(lane) : 0;  // idle lanes repeat the first block
+            uint64_t id = first_chain_ + static_cast<uint64_t>(queue_chain_[place]);
+            c0[lane % 2][lane / 2] = first_block_ + static_cast<uint64_t>(queue_block_[place]);
+            c1[lane % 2][lane / 2] = step_;
+            c2[lane % 2][lane / 2] = id;
+            c3[lane % 2][lane / 2] = philox_c3(step_, id, stream_);
+        }
+        U64 blocks[2], words[2][4];
+        PhiloxRow<U64> rows[2];
+        for (int half = 0; half < 2; ++half) {
+            blocks[half] = load<U64>(c0[half]);
+            rows[half] = philox_row<U64>(load<U64>(c1[half]), load<U64>(c2[half]), load<U64>(c3[half]), key_);
+        }
+        philox4x32<2>(blocks, rows, key_, words);
+        V v[4];
+        Tile<C>::values(words[0], words[1], draw_, v);
+        alignas(64) C values[4 * kWidth];
+        for (int j = 0; j < 4; ++j) store(values + j * kWidth, v[j]);
+        int64_t chain = -1;
+        typename Sink::Row row{};
+        for (int place = 0; place < queued_; ++place) {
+            if (queue_chain_[place] != chain) row = sink_.row(chain = queue_chain_[place]);
+            int64_t element = queue_block_[place] * kBlock;
+            int count = dim_ - element < kBlock ? static_cast<int>(dim_ - element) : kBlock;
+            for (int j = 0; j < count; ++j) sink_.put(row, element + j, values[place * kBlock + j]);
+        }
+        queued_ = 0;
+    }
+
+    const Draw draw_;
+    const Sink sink_;
+    const PhiloxKey key_;
+    const uint64_t step_, first_chain_;
+    const int64_t dim_;
+    const uint64_t first_block_;
+    const uint32_t stream_;
+    alignas(64) uint64_t order_[2][kLanes / 2];
+    int queued_ = 0;
+    int64_t queue_chain_[kLanes], queue_block_[kLanes];
+};
+
+constexpr int64_t kGrainBlocks = 4096;  // 16,384 float32 elements, about 10 µs of work
+
+template <class C, class Draw, class Sink>
+struct BlockJob {
+    const Draw& draw;
+    const Sink& sink;
+    const int64_t* key;
+    int64_t dim, first_block;
+    uint32_t stream;
+
+    static void range(int64_t begin, int64_t end, void* context) {
+        DefaultFloatingPoint guard;
+        const BlockJob& job = *static_cast<const BlockJob*>(context);
+        BlockRange<C, Draw, Sink>(job.draw, job.sink, job.key, job.dim, job.first_block, job.stream).run(begin, end);
+    }
+};
+
+template <class C, class Draw, class Sink>
+Status for_each_block(const Draw& draw, const Sink& sink, const int64_t* key, int64_t num_chains, int64_t dim, int64_t first_block,
+                      uint32_t stream) {
+    BlockJob<C, Draw, Sink> job{draw, sink, key, dim, first_block, stream};
+    int64_t blocks_per_chain = (dim + kBlockSize<C> - 1) / kBlockSize<C>;
+    parallel_for(num_chains * blocks_per_chain, kGrainBlocks, BlockJob<C, Draw, Sink>::range, &job);
+    return nullptr;
+}
+
+template <class C, class T, class Draw>
+Status fill(const FillParams& p, const Draw& draw) {
+    return for_each_block<C>(draw, StoreSink<T>{static_cast<T*>(p.out), p.dim}, p.key, p.num_chains, p.dim, p.first_block, p.stream);
+}
+
+template <class T>
+Status fill_rademacher(const FillParams& p) {
+    RademacherSink<T> sink{static_cast<T*>(p.out), p.dim};
+    return for_each_block<float>(DrawWord{}, sink, p.key, p.num_chains, (p.dim + 31) / 32, p.first_block, p.stream);
+}
+
+Status philox(const FillParams& p) { return fill<float, float>(p, DrawWord{}); }
+Status uniform(const FillParams& p) {
+    return p.dtype == Dtype::float64 ? fill<double, double>(p, DrawUniform{}) : fill<float, float>(p, DrawUniform{});
+}
+Status normal(const FillParams& p) {
+    return p.dtype == Dtype::float64 ? fill<double, double>(p, DrawNormal{}) : fill<float, float>(p, DrawNormal{});
+}
+Status rademacher(const FillParams& p) { return p.dtype == Dtype::float64 ? fill_rademacher<double>(p) : fill_rademacher<float>(p); }
+Status bernoulli(const FillParams& p) {
+    DrawBernoulli draw{p.threshold};
+    return p.dtype == Dtype::float64 ? fill<float, double>(p, draw) : fill<float, float>(p, draw);
+}
+
+template <class T>
+void norm_range(int64_t begin, int64_t end, void* context) {
+    DefaultFloatingPoint guard;
+    const LangevinStepParams& p = *static_cast<const LangevinStepParams*>(context);
+    int64_t segments = (p.dim + kNormSegment - 1) / kNormSegment;
+    for (int64_t i = begin; i < end; ++i) {
+        int64_t chain = i / segments, start = i % segments * kNormSegment;
+        int64_t size = p.dim - start < kNormSegment ? p.dim - start : kNormSegment;
+        double sums[kNormLanes];
+        add_squares<kNormLanes>(static_cast<const T*>(p.grad) + chain * p.dim + start, size, 0, sums);
+        p.norm_partials[i] = add_tree(sums);
+    }
+}
+
+// Without noise nothing is drawn.
+template <class Sink>
+struct QuietJob {
+    const Sink& sink;
+    int64_t dim;
+
+    template <class T>
+    static void range(int64_t begin, int64_t end, void* context) {
+        DefaultFloatingPoint guard;
+        const QuietJob& job = *static_cast<const QuietJob*>(context);
+        using V = LanesOf<Compute<T>>;
+        constexpr int64_t width = sizeof(V) / sizeof(Compute<T>);
+        while (begin < end) {
+            int64_t chain = begin / job.dim, e = begin % job.dim;
+            int64_t stop = e + (end - begin) < job.dim ? e + (end - begin) : job.dim;
+            begin += stop - e;
+            typename Sink::Row row = job.sink.row(chain);
+            for (; e + width <= stop; e += width) job.sink.put_lanes(row, e, V{});
+            for (; e < stop; ++e) job.sink.put(row, e, Compute<T>{});
+        }
+    }
+};
+
+template <class T, bool kBounded>
+Status langevin_with(const LangevinStepParams& p) {
+    if (p.noise_std == 0.0) {
+        LangevinSink<T, kBounded, false> sink(p);
+        QuietJob<decltype(sink)> job{sink, p.dim};
+        parallel_for(p.num_chains * p.dim, 16 * kGrainBlocks, decltype(job)::template range<T>, &job);
+        return nullptr;
+    }
+    LangevinSink<T, kBounded, true> sink(p);
+    return for_each_block<Compute<T>>(DrawNormal{}, sink, p.key, p.num_chains, p.dim, 0, p.stream);
+}
+
+template <class T>
+Status langevin_of(const LangevinStepParams& p) {
+    if (p.norm_partials) {
+        int64_t segments = (p.dim + kNormSegment - 1) / kNormSegment;
+        int64_t segment_size = p.dim < kNormSegment ? p.dim : kNormSegment;
+        LangevinStepParams copy = p;
+        parallel_for(p.num_chains * segments, 1 + 65536 / segment_size, norm_range<T>, &copy);
+    }
+    constexpr double inf = __builtin_inf();
+    bool bounded = p.norm_partials || p.clip_grad < inf || p.clamp_min > -inf || p.clamp_max < inf;
+    return bounded ? langevin_with<T, true>(p) : langevin_with<T, false>(p);
+}
+
+Status langevin_step(const LangevinStepParams& p) {
+    switch (p.dtype) {
+        case Dtype::float32: return langevin_of<float>(p);
+        case Dtype::float64: return langevin_of<double>(p);
+        case Dtype::bfloat16: return langevin_of<BFloat16>(p);
+        case Dtype::float16: return langevin_of<Float16>(p);
+        default: return "no such dtype";
+    }
+}
+
+}  // namespace
+
+#define EBM_STRING(x) #x
+#define EBM_NAME(x) EBM_STRING(x)
+extern const OpTable table;
+const OpTable table = {
+    EBM_NAME(EBM_TARGET),
+#define EBM_OP(name, Params) name,
+#include "../ops/ops.def"
+#undef EBM_OP
+};
+
+EBM_END

@@ -1,0 +1,56 @@
+// Langevin steps.
+#include "tensor.h"
+
+namespace ebm {
+namespace {
+
+void langevin_step(const py::object& out, const py::object& x, const py::object& grad, const py::object& key, double step_size,
+                   double noise_std, double clip_grad, double clip_grad_norm, double clamp_min, double clamp_max,
+                   const py::object& norm_partials, uint32_t stream) {
+    const char* name = "langevin_step";
+    TensorView xv = view(x, name, "x"), gv = view(grad, name, "grad"), ov = view(out, name, "out");
+    check_same(gv, xv, name, "grad");
+    check_same(ov, xv, name, "out");
+    LangevinStepParams p{};
+    p.out = ov.data;
+    p.x = xv.data;
+    p.grad = gv.data;
+    p.key = key_pointer(key, xv, name);
+    p.num_chains = xv.num_chains;
+    p.dim = xv.dim;
+    if (!norm_partials.is_none()) {
+        TensorView partials = view(norm_partials, name, "norm_partials");
+        int64_t segments = (xv.dim + kNormSegment - 1) / kNormSegment;
+        if (partials.dtype != Dtype::float64 || partials.numel() != xv.num_chains * segments || partials.is_cuda != xv.is_cuda)
+            throw py::value_error("langevin_step: norm_partials must be float64 of shape (num_chains, num_segments)");
+        p.norm_partials = static_cast<double*>(partials.data);
+    }
+    p.step_size = step_size;
+    p.noise_std = noise_std;
+    p.clip_grad = clip_grad;
+    p.clip_grad_norm = clip_grad_norm;
+    p.clamp_min = clamp_min;
+    p.clamp_max = clamp_max;
+    p.stream = stream;
+    p.dtype = xv.dtype;
+    p.place = place_of(xv);
+    if (xv.numel() == 0) return;
+    const OpTable& table = table_of(xv, name);
+    Status status;
+    {
+        py::gil_scoped_release release;
+        status = table.langevin_step(p);
+    }
+    check_status(status, name);
+}
+
+}  // namespace
+
+void register_langevin(py::module_& m) {
+    m.attr("NORM_SEGMENT") = kNormSegment;
+    m.def("langevin_step", &langevin_step, py::arg("out"), py::arg("x"), py::arg("grad"), py::arg("key"), py::arg("step_size"),
+          py::arg("noise_std"), py::arg("clip_grad"), py::arg("clip_grad_norm"), py::arg("clamp_min"), py::arg("clamp_max"),
+          py::arg("norm_partials"), py::arg("stream"));
+}
+
+}  // namespace ebm

@@ -1,0 +1,17 @@
+// The table of contents of ebmcore._core.
+#include <pybind11/pybind11.h>
+
+namespace py = pybind11;
+
+namespace ebm {
+void register_runtime(py::module_& m);
+void register_random(py::module_& m);
+void register_langevin(py::module_& m);
+}  // namespace ebm
+
+PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
+    m.doc() = "Native CPU ops of ebmcore, and the doors to the CUDA ones. Private: use ebmcore.ops.";
+    ebm::register_runtime(m);
+    ebm::register_random(m);
+    ebm::register_langevin(m);
+}

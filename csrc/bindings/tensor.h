@@ -1,0 +1,45 @@
+// Python arrays to plain pointers, checked. Anything with the DLPack C exchange API (torch >= 2.11) is read through it; older
+// torch tensors through data_ptr() and friends.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <string>
+
+#include "../backends/dispatch.h"
+#include "../ops/types.h"
+
+namespace ebm {
+
+namespace py = pybind11;
+
+struct TensorView {
+    void* data;
+    Dtype dtype;
+    bool is_cuda;
+    int32_t device_index;
+    int64_t num_chains;  // first dimension
+    int64_t dim;         // product of the others
+    void* stream;        // CUDA: the caller's current stream
+
+    int64_t numel() const { return num_chains * dim; }
+};
+
+// Reads `array`; TypeError / ValueError name `op` and `argument`. Only contiguous tensors on the CPU or a CUDA device pass.
+TensorView view(const py::handle& array, const char* op, const char* argument);
+
+// The same, of a key on the same device as `like`.
+const int64_t* key_pointer(const py::handle& key, const TensorView& like, const char* op);
+
+// `other` must have the dtype, shape and device of `like`.
+void check_same(const TensorView& other, const TensorView& like, const char* op, const char* argument);
+
+const OpTable& table_of(const TensorView& tensor, const char* op);
+
+inline Place place_of(const TensorView& tensor) { return {tensor.device_index, tensor.stream}; }
+
+// RuntimeError if `status` says so. Call with the GIL held.
+void check_status(Status status, const char* op);
+
+}  // namespace ebm

@@ -1,0 +1,131 @@
+// Lanes: the number types of all maths above. One lane on CUDA; on the CPU a vector register of kLanes 32-bit lanes (or
+// kLanes / 2 lanes of 64 bits), written with the compiler's vector types, so that +, *, <, ?: and & mean the same on both.
+// What those operators lack is here, once per instruction set: widening multiply, square root, zips.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "macros.h"
+
+#if !defined(__CUDACC__) && defined(__x86_64__)
+#include <immintrin.h>
+#elif !defined(__CUDACC__) && defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+EBM_BEGIN
+
+EBM_HD float as_float(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+EBM_HD uint32_t as_bits(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return bits;
+}
+EBM_HD double as_double(uint64_t bits) {
+    double x;
+    memcpy(&x, &bits, 8);
+    return x;
+}
+EBM_HD uint64_t as_bits(double x) {
+    uint64_t bits;
+    memcpy(&bits, &x, 8);
+    return bits;
+}
+
+#if defined(__CUDACC__)
+
+constexpr int kLanes = 1, kHalves = 1;
+using F32 = float;
+using I32 = int32_t;
+using U32 = uint32_t;
+using F64 = double;
+using U64 = uint64_t;
+
+EBM_HD float to_float(uint32_t x) { return static_cast<float>(x); }
+EBM_HD float to_float(int32_t x) { return static_cast<float>(x); }
+EBM_HD float square_root(float x) { return sqrtf(x); }
+EBM_HD double square_root(double x) { return sqrt(x); }
+
+#else
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+constexpr int kHalves = 2;  // a vector of 32-bit lanes is two vectors of 64-bit lanes
+
+typedef float F32 __attribute__((vector_size(4 * kLanes)));
+typedef int32_t I32 __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t U32 __attribute__((vector_size(4 * kLanes)));
+typedef double F64 __attribute__((vector_size(4 * kLanes)));
+typedef int64_t I64 __attribute__((vector_size(4 * kLanes)));
+typedef uint64_t U64 __attribute__((vector_size(4 * kLanes)));
+
+EBM_HD F32 as_float(U32 bits) { return (F32)bits; }
+EBM_HD U32 as_bits(F32 x) { return (U32)x; }
+EBM_HD F64 as_double(U64 bits) { return (F64)bits; }
+EBM_HD U64 as_bits(F64 x) { return (U64)x; }
+EBM_HD F32 to_float(U32 x) { return __builtin_convertvector(x, F32); }
+EBM_HD F32 to_float(I32 x) { return __builtin_convertvector(x, F32); }
+
+template <class Vector, class T>
+EBM_HD Vector load(const T* p) {
+    Vector v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+template <class Vector, class T>
+EBM_HD void store(T* p, Vector v) {
+    memcpy(p, &v, sizeof v);
+}
+
+#if defined(__AVX512F__)
+EBM_HD U64 mul_wide(U64 a, uint32_t m) { return (U64)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(m)); }
+EBM_HD F32 square_root(F32 x) { return (F32)_mm512_sqrt_ps((__m512)x); }
+EBM_HD F64 square_root(F64 x) { return (F64)_mm512_sqrt_pd((__m512d)x); }
+EBM_HD F32 zip_lo32(F32 a, F32 b) { return (F32)_mm512_unpacklo_ps((__m512)a, (__m512)b); }
+EBM_HD F32 zip_hi32(F32 a, F32 b) { return (F32)_mm512_unpackhi_ps((__m512)a, (__m512)b); }
+EBM_HD F64 zip_lo64(F64 a, F64 b) { return (F64)_mm512_unpacklo_pd((__m512d)a, (__m512d)b); }
+EBM_HD F64 zip_hi64(F64 a, F64 b) { return (F64)_mm512_unpackhi_pd((__m512d)a, (__m512d)b); }
+#elif defined(__AVX2__)
+EBM_HD U64 mul_wide(U64 a, uint32_t m) { return (U64)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(m)); }
+EBM_HD F32 square_root(F32 x) { return (F32)_mm256_sqrt_ps((__m256)x); }
+EBM_HD F64 square_root(F64 x) { return (F64)_mm256_sqrt_pd((__m256d)x); }
+EBM_HD F32 zip_lo32(F32 a, F32 b) { return (F32)_mm256_unpacklo_ps((__m256)a, (__m256)b); }
+EBM_HD F32 zip_hi32(F32 a, F32 b) { return (F32)_mm256_unpackhi_ps((__m256)a, (__m256)b); }
+EBM_HD F64 zip_lo64(F64 a, F64 b) { return (F64)_mm256_unpacklo_pd((__m256d)a, (__m256d)b); }
+EBM_HD F64 zip_hi64(F64 a, F64 b) { return (F64)_mm256_unpackhi_pd((__m256d)a, (__m256d)b); }
+#elif defined(__x86_64__)
+EBM_HD U64 mul_wide(U64 a, uint32_t m) { return (U64)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(m)); }
+EBM_HD F32 square_root(F32 x) { return (F32)_mm_sqrt_ps((__m128)x); }
+EBM_HD F64 square_root(F64 x) { return (F64)_mm_sqrt_pd((__m128d)x); }
+EBM_HD F32 zip_lo32(F32 a, F32 b) { return (F32)_mm_unpacklo_ps((__m128)a, (__m128)b); }
+EBM_HD F32 zip_hi32(F32 a, F32 b) { return (F32)_mm_unpackhi_ps((__m128)a, (__m128)b); }
+EBM_HD F64 zip_lo64(F64 a, F64 b) { return (F64)_mm_unpacklo_pd((__m128d)a, (__m128d)b); }
+EBM_HD F64 zip_hi64(F64 a, F64 b) { return (F64)_mm_unpackhi_pd((__m128d)a, (__m128d)b); }
+#elif defined(__aarch64__)
+EBM_HD U64 mul_wide(U64 a, uint32_t m) { return (U64)vmull_n_u32(vmovn_u64((uint64x2_t)a), m); }
+EBM_HD F32 square_root(F32 x) { return (F32)vsqrtq_f32((float32x4_t)x); }
+EBM_HD F64 square_root(F64 x) { return (F64)vsqrtq_f64((float64x2_t)x); }
+EBM_HD F32 zip_lo32(F32 a, F32 b) { return (F32)vzip1q_f32((float32x4_t)a, (float32x4_t)b); }
+EBM_HD F32 zip_hi32(F32 a, F32 b) { return (F32)vzip2q_f32((float32x4_t)a, (float32x4_t)b); }
+EBM_HD F64 zip_lo64(F64 a, F64 b) { return (F64)vzip1q_f64((float64x2_t)a, (float64x2_t)b); }
+EBM_HD F64 zip_hi64(F64 a, F64 b) { return (F64)vzip2q_f64((float64x2_t)a, (float64x2_t)b); }
+#else
+#error "ebmcore has lanes for x86-64, aarch64 and CUDA"
+#endif
+
+#endif
+
+// Also for one scalar beside a vector of lanes; the high half of `a` is ignored, as in the vector instructions.
+EBM_HD uint64_t mul_wide(uint64_t a, uint32_t m) { return (a & 0xffffffffu) * m; }
+
+EBM_END

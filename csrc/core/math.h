@@ -1,0 +1,80 @@
+// Branch-free elementary functions of the draws: the same IEEE operations, in the same order, on every target (no libm, no
+// contraction), hence the same bits. Polynomials are minimax (Remez) fits; the bounds are of the fits.
+#pragma once
+
+#include "lanes.h"
+
+EBM_BEGIN
+
+// -2 ln(x · 2^-32) for x in [1/2, 2^32]. x = m · 2^e with m in [2/3, 4/3), t = m - 1: -2 ln m = -2t + t² + t³ q(t), relative
+// error 4e-8, exactly 0 at x = 2^32.
+EBM_HD F32 neg_two_log(F32 x) {
+    constexpr uint32_t two_thirds = 0x3f2aaaabu;
+    U32 bits = as_bits(x);
+    I32 e = (I32)(bits - two_thirds) >> 23;
+    F32 t = as_float(bits - ((U32)e << 23)) - 1.0f;
+    F32 q = -0.284546028f * t + 0.3024918362f;
+    q = q * t + -0.2791600457f;
+    q = q * t + 0.3294381762f;
+    q = q * t + -0.4002617887f;
+    q = q * t + 0.5000850995f;
+    q = q * t + -0.6666635989f;
+    return to_float(e - 32) * -1.38629436f + ((q * t + 1.0f) * (t * t) + -2.0f * t);
+}
+
+// cos and sin of 2π · turn · 2^-32: quadrant from the two high bits, polynomials (errors 3e-8, 4e-9) on the rest in [-π/4, π/4).
+EBM_HD void cos_sin_turn(U32 turn, F32& c, F32& s) {
+    F32 a = to_float((I32)(turn << 2)) * 3.65723698e-10f;  // 2π / 2^34
+    F32 a2 = a * a;
+    F32 sin_a = ((-0.0001951729898f * a2 + 0.008332178146f) * a2 + -0.1666665494f) * a2 * a + a;
+    F32 cos_a = ((-0.001359782311f * a2 + 0.04165629458f) * a2 + -0.4999989478f) * a2 + 1.0f;
+    U32 quadrant = turn + 0x20000000u;
+    F32 cos_abs = (quadrant & 0x40000000u) != 0 ? sin_a : cos_a;
+    F32 sin_abs = (quadrant & 0x40000000u) != 0 ? cos_a : sin_a;
+    c = as_float(as_bits(cos_abs) ^ ((quadrant ^ (quadrant << 1)) & 0x80000000u));
+    s = as_float(as_bits(sin_abs) ^ (quadrant & 0x80000000u));
+}
+
+// -2 ln x for a double x in (0, 1): with s = t / (2 + t), ln m = 2 (s + s³ r(s²)), error 2e-17.
+EBM_HD F64 neg_two_log(F64 x) {
+    constexpr uint64_t two_thirds = 0x3fe5555555555555u;
+    constexpr uint64_t bias = 1022;  // keeps the exponent positive: 64-bit lanes have no arithmetic shift below AVX-512
+    U64 bits = as_bits(x);
+    U64 e = (bits - two_thirds + (bias << 52)) >> 52;
+    F64 t = as_double(bits - ((e - bias) << 52)) - 1.0;
+    F64 ef = as_double(e | 0x4330000000000000u) - (4503599627370496.0 + static_cast<double>(bias));
+    F64 s = t / (t + 2.0), s2 = s * s;
+    F64 r = 0.0768409949386252676 * s2 + 0.0762509435532086962;
+    r = r * s2 + 0.0909317803166179964;
+    r = r * s2 + 0.111110692508387942;
+    r = r * s2 + 0.142857146976445143;
+    r = r * s2 + 0.199999999980808386;
+    r = r * s2 + 0.333333333333363554;
+    return ef * -1.3862943611198906 + -4.0 * (r * s2 * s + s);
+}
+
+// cos and sin of 2π · turn · 2^-64, errors 4e-18.
+EBM_HD void cos_sin_turn(U64 turn, F64& c, F64& s) {
+    F64 a = as_double(((turn << 2 ^ 0x8000000000000000u) >> 12) | 0x3ff0000000000000u) - 1.5;  // [-1/2, 1/2) of a quarter turn
+    a = a * 1.5707963267948966;
+    F64 a2 = a * a;
+    F64 p = 1.58968279720487369e-10 * a2 + -2.50507586540581396e-8;
+    p = p * a2 + 2.75573136952318256e-6;
+    p = p * a2 + -0.000198412698298169669;
+    p = p * a2 + 0.00833333333332242455;
+    p = p * a2 + -0.166666666666666321;
+    F64 sin_a = p * a2 * a + a;
+    F64 q = -1.13596699192758416e-11 * a2 + 2.08757236853639852e-9;
+    q = q * a2 + -2.75573143552480337e-7;
+    q = q * a2 + 0.0000248015872894918457;
+    q = q * a2 + -0.00138888888888741387;
+    q = q * a2 + 0.0416666666666665996;
+    F64 cos_a = q * a2 * a2 + (1.0 - 0.5 * a2);
+    U64 quadrant = turn + 0x2000000000000000u;
+    F64 cos_abs = (quadrant & 0x4000000000000000u) != 0 ? sin_a : cos_a;
+    F64 sin_abs = (quadrant & 0x4000000000000000u) != 0 ? cos_a : sin_a;
+    c = as_double(as_bits(cos_abs) ^ ((quadrant ^ (quadrant << 1)) & 0x8000000000000000u));
+    s = as_double(as_bits(sin_abs) ^ (quadrant & 0x8000000000000000u));
+}
+
+EBM_END

@@ -1,0 +1,16 @@
+// One function pointer per line of ops.def: what a backend hands out.
+#pragma once
+
+#include "langevin.h"
+#include "random.h"
+
+namespace ebm {
+
+struct OpTable {
+    const char* target;
+#define EBM_OP(name, Params) Status (*name)(const Params&);
+#include "ops.def"
+#undef EBM_OP
+};
+
+}  // namespace ebm

@@ -1,0 +1,59 @@
+"""E(x) and ∇E(x) in one forward and one input-gradient backward: the only place that calls autograd for a sampler."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ebmcore.types import EnergyFn
+
+_STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_state(x: Tensor, caller: str) -> None:
+    """Raise unless x can be the state of continuous chains: floating, dense, (num_chains, *event) with at least one element a chain."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{caller}: x must be a torch.Tensor, got {type(x).__name__}")
+    if x.dtype not in _STATE_DTYPES:
+        raise TypeError(f"{caller}: x must be float32, float64, bfloat16 or float16, got {x.dtype}")
+    if x.layout != torch.strided or x.is_nested:
+        raise TypeError(f"{caller}: x must be a dense tensor, got layout {x.layout}")
+    if x.dim() < 1:
+        raise ValueError(f"{caller}: x must have shape (num_chains, *event), got a 0-d tensor")
+    if 0 in x.shape[1:]:
+        raise ValueError(f"{caller}: x must have at least one element in each chain, got {tuple(x.shape)}")
+
+
+def energy_and_grad(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Energies and their gradient in x, one evaluation.
+
+    Works under no_grad and inference_mode; the graph of x, the parameters' .grad and torch's modes are as before.
+
+    Args:
+        energy: (num_chains, *event) -> (num_chains,). It runs in the train/eval mode and autocast that the caller set.
+        x: (num_chains, *event), floating. `energy` sees a tensor that shares x's memory and must not write to it.
+
+    Returns:
+        energies (num_chains,), float64 for a float64 x and float32 otherwise, and the gradient, shaped and typed as x.
+
+    Raises:
+        TypeError: the energies are not a floating tensor.
+        ValueError: they have another shape or device, do not depend on x, or x was written to.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = (x.clone() if x.is_inference() else x).detach().requires_grad_()
+        version = leaf._version
+        value = energy(leaf)
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"energy: must return a floating-point tensor of shape ({x.shape[0]},), got {got}")
+        if value.shape != (x.shape[0],):
+            raise ValueError(f"energy: must return shape ({x.shape[0]},) for x of shape {tuple(x.shape)}, got {tuple(value.shape)}")
+        if value.device != x.device:
+            raise ValueError(f"energy: must return a tensor on {x.device}, where x is, got {value.device}")
+        if leaf._version != version:
+            raise ValueError("energy: must not modify x in place")
+        (grad,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True) if value.requires_grad else (None,)
+        if grad is None:
+            raise ValueError("energy: must depend on x, but its gradient in x is None (detached, or x unused)")
+    return value.detach().to(torch.float64 if x.dtype == torch.float64 else torch.float32), grad

@@ -1,0 +1,63 @@
+"""How a native op becomes a torch op: schema, implementation, fake, vmap, and the checks that every op shares.
+
+`Library.define/impl` costs a quarter of `custom_op` per call. What it leaves to us: version counters of written tensors.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebmcore import _native
+from ebmcore.types import Key
+
+_library = torch.library.Library("ebmcore", "DEF")
+
+STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def register(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Define `ebmcore::<schema>` for CPU and CUDA tensors and return the callable op."""
+    name = schema[: schema.index("(")]
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_contiguous_strides))
+    for key in ("CPU", "CUDA"):
+        _library.impl(name, implementation, key)
+    torch.library.register_fake(f"ebmcore::{name}", fake, lib=_library)
+    op: Callable[..., Any] = getattr(torch.ops.ebmcore, name).default
+
+    def refuse_vmap(*_: Any, **__: Any) -> Any:
+        raise RuntimeError(f"ebmcore.ops.{name}: torch.func.vmap is not supported: rows would share their noise. The first axis is already the batch.")
+
+    torch.library.register_vmap(f"ebmcore::{name}", refuse_vmap, lib=_library)
+    return op
+
+
+def key_tensor(key: Key | Tensor, device: torch.device, caller: str) -> Tensor:
+    """The int64 [seed, step, first_chain] of `key`, on `device`."""
+    tensor = key.tensor if isinstance(key, Key) else key
+    if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64 or tensor.shape != (3,):
+        got = f"{tensor.dtype} of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else repr(tensor)
+        raise TypeError(f"{caller}: key must be an ebmcore.Key or an int64 tensor [seed, step, first_chain], got {got}")
+    if tensor.device != device:
+        tensor = tensor.to(device)
+    return tensor.contiguous()
+
+
+def number(value: Any, name: str, caller: str, *, low: float = -math.inf, strict: bool = False, finite: bool = True) -> float:
+    """`value` as a float, at least `low` (above it if `strict`)."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{caller}: {name} must be a number, got {value!r}")
+    x = float(value)
+    if math.isnan(x) or (finite and math.isinf(x)) or x < low or (strict and x == low):
+        wanted = "a finite number" if low == -math.inf else f"a finite number {'>' if strict else '>='} {low:g}"
+        raise ValueError(f"{caller}: {name} must be {wanted}, got {x!r}")
+    return x
+
+
+def require_device(tensor: Tensor, caller: str) -> None:
+    _native.require_device(tensor.device.type, caller)

@@ -1,0 +1,324 @@
+"""Unadjusted Langevin dynamics with step and noise decoupled, as EBM training uses it.
+
+x' = clamp(x - step_size · clip(∇E(x)) + noise_std · ξ). Presets: JEM (Grathwohl et al. 2020, arXiv 1912.03263), IGEBM (Du & Mordatch
+2019, arXiv 1903.08689), short-run MCMC (Nijkamp et al. 2019, arXiv 1904.09770). Not implemented: preconditioning, adaptation, the
+Metropolis correction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ebmcore import ops
+from ebmcore.gradients import check_state, energy_and_grad
+from ebmcore.ops.langevin import bounds
+from ebmcore.ops.registration import number
+from ebmcore.types import DivergenceError, EnergyFn, Key
+
+Schedule = Callable[[int], float]
+
+_CHECK_EVERY = 32  # steps between two looks for divergence: one host sync each
+_POLICIES = ("raise", "freeze", "restart")
+_PRESETS: dict[str, dict[str, Any]] = {
+    "jem": {"step_size": 1.0, "noise_std": 0.01},
+    "igebm": {"step_size": 10.0, "noise_std": 0.005, "noise_first": True, "clip_grad": 0.01, "clamp": (0.0, 1.0)},
+    "short_run": {"step_size": 1.0, "noise_std": 0.01},
+}
+
+
+class LangevinState(NamedTuple):
+    """Chains between two steps.
+
+    Attributes:
+        x: (num_chains, *event).
+        energy: (num_chains,), E(x); with noise_first the energy of the noisy point that the last gradient was taken at.
+        grad: ∇E(x), shaped as x; None with noise_first.
+        key: of the next step's noise.
+        step: steps since `init`, the argument of schedules.
+        is_diverged: (num_chains,) bool, chains frozen or restarted since `init`.
+        start: (x, energy, grad) at `init`, kept for on_divergence="restart" only.
+    """
+
+    x: Tensor
+    energy: Tensor
+    grad: Tensor | None
+    key: Key
+    step: int
+    is_diverged: Tensor
+    start: tuple[Tensor, Tensor, Tensor | None] | None
+
+
+class LangevinInfo(NamedTuple):
+    """Of the steps of one call: is_diverged (num_chains,) bool; num_restarts (num_chains,) int64."""
+
+    is_diverged: Tensor
+    num_restarts: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Langevin:
+    """Unadjusted Langevin dynamics: one energy evaluation and one fused native update a step.
+
+    Targets exp(-E/T) with T = noise_std² / (2 · step_size), exactly only as step_size -> 0; clipping and clamping change the target.
+
+    Args:
+        step_size: > 0, or a schedule: a callable of the step since `init`.
+        noise_std: >= 0, or a schedule; by default sqrt(2 · step_size · temperature). 0 descends.
+        temperature: > 0; only without noise_std.
+        clip_grad: components of the gradient are cut to [-clip_grad, clip_grad].
+        clip_grad_norm: the gradient of a chain is scaled down to this Euclidean norm (before clip_grad).
+        clamp: (low, high) of the state after each step.
+        noise_first: add the noise before the gradient is taken, as IGEBM does, instead of with it.
+        on_divergence: what happens to a chain whose state, energy or gradient is no longer finite. "raise": DivergenceError, found
+            at the latest 32 steps on. "freeze": it stays at its last finite state. "restart": it goes back to where `init` found it.
+
+    Raises:
+        TypeError, ValueError: for arguments that are not as above.
+    """
+
+    step_size: float | Schedule
+    noise_std: float | Schedule | None = None
+    temperature: float = 1.0
+    clip_grad: float | None = None
+    clip_grad_norm: float | None = None
+    clamp: tuple[float, float] | None = None
+    noise_first: bool = False
+    on_divergence: str = "raise"
+
+    def __post_init__(self) -> None:
+        if not callable(self.step_size):
+            number(self.step_size, "step_size", "Langevin", low=0.0, strict=True)
+        if self.noise_std is not None and not callable(self.noise_std):
+            number(self.noise_std, "noise_std", "Langevin", low=0.0)
+        number(self.temperature, "temperature", "Langevin", low=0.0, strict=True)
+        if self.noise_std is not None and self.temperature != 1.0:
+            raise ValueError("Langevin: give noise_std or temperature, not both: noise_std already sets the temperature")
+        for name in ("clip_grad", "clip_grad_norm"):
+            if getattr(self, name) is not None:
+                number(getattr(self, name), name, "Langevin", low=0.0, strict=True)
+        bounds(self.clamp, "Langevin")
+        if self.on_divergence not in _POLICIES:
+            raise ValueError(f"Langevin: on_divergence must be one of {', '.join(_POLICIES)}, got {self.on_divergence!r}")
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Langevin:
+        """The sampler of a paper's released code: "jem", "igebm" (CIFAR-10) or "short_run". `changes` replace single settings."""
+        if name not in _PRESETS:
+            raise ValueError(f"Langevin.preset: name must be one of {', '.join(_PRESETS)}, got {name!r}")
+        return cls(**(_PRESETS[name] | changes))
+
+    @property
+    def effective_temperature(self) -> float:
+        """noise_std² / (2 · step_size), the temperature that is really simulated; of schedules at step 0."""
+        step_size, noise_std = self._scales(0)
+        return noise_std**2 / (2 * step_size)
+
+    def init(self, energy: EnergyFn, x: Tensor, *, seed: int | Key | None = None) -> LangevinState:
+        """Chains at x, evaluated once. x is copied.
+
+        Args:
+            energy: (num_chains, *event) -> (num_chains,).
+            x: (num_chains, *event), floating.
+            seed: 0 <= seed < 2**64; a Key to go on with its noise; None draws a seed from torch's default generator.
+
+        Raises:
+            DivergenceError: the energy or gradient at x is not finite.
+        """
+        check_state(x, "Langevin.init")
+        x = _own(x)
+        key = Key.from_seed(0 if seed is None and len(x) == 0 else seed, x.device)
+        value, grad = _evaluate(energy, x)
+        _raise_if_diverged([value], (x, grad), first_step=-1, before=torch.full_like(value, math.nan))
+        carried = None if self.noise_first else grad
+        start = (x, value, carried) if self.on_divergence == "restart" else None
+        return LangevinState(x, value, carried, key, 0, torch.zeros(len(x), dtype=torch.bool, device=x.device), start)
+
+    def step(self, energy: EnergyFn, state: LangevinState) -> tuple[LangevinState, LangevinInfo]:
+        """One step; `state` stays as it is."""
+        return self.advance(energy, state, 1)
+
+    def advance(self, energy: EnergyFn, state: LangevinState, num_steps: int) -> tuple[LangevinState, LangevinInfo]:
+        """`num_steps` steps, to the same bits as that many calls of `step`. One energy evaluation each."""
+        num_steps = check_num_steps(num_steps, "Langevin.advance")
+        num_restarts = torch.zeros(len(state.x), dtype=torch.int64, device=state.x.device)
+        if num_steps == 0 or len(state.x) == 0:
+            return state, LangevinInfo(torch.zeros_like(state.is_diverged), num_restarts)
+        if self.on_divergence == "raise":
+            x, value, grad = self._run(energy, state.x.clone(), state.energy, state.grad, state.key, state.step, num_steps)
+            is_diverged = torch.zeros_like(state.is_diverged)
+            total = state.is_diverged
+        else:
+            x, value, grad, is_diverged, num_restarts = self._run_guarded(energy, state, num_steps)
+            total = state.is_diverged | is_diverged
+        return LangevinState(x, value, grad, state.key.advance(num_steps), state.step + num_steps, total, state.start), LangevinInfo(
+            is_diverged, num_restarts
+        )
+
+    def __call__(self, energy: EnergyFn, x: Tensor, num_steps: int, *, seed: int | Key | None = None) -> Tensor:
+        """Final states of `num_steps` steps from x, with exactly `num_steps` energy evaluations. Arguments and errors as `init`.
+
+        The same states as init and advance give; these cost one evaluation more, for the energy of the last state.
+        """
+        check_state(x, "Langevin")
+        num_steps = check_num_steps(num_steps, "Langevin")
+        if num_steps == 0 or len(x) == 0:
+            return _own(x)
+        if self.on_divergence != "raise":
+            return self.advance(energy, self.init(energy, x, seed=seed), num_steps)[0].x
+        x = _own(x)
+        key = Key.from_seed(seed, x.device)
+        if self.noise_first:
+            return self._run(energy, x, torch.full((len(x),), math.nan, device=x.device), None, key, 0, num_steps)[0]
+        value, grad = _evaluate(energy, x)
+        _raise_if_diverged([value], (x, grad), first_step=-1, before=torch.full_like(value, math.nan))
+        return self._run(energy, x, value, grad, key, 0, num_steps, evaluate_last=False)[0]
+
+    def _scales(self, step: int) -> tuple[float, float]:
+        step_size = number(self.step_size(step), "step_size(step)", "Langevin", low=0.0, strict=True) if callable(self.step_size) else self.step_size
+        if self.noise_std is None:
+            return step_size, math.sqrt(2.0 * step_size * self.temperature)
+        return step_size, number(self.noise_std(step), "noise_std(step)", "Langevin", low=0.0) if callable(self.noise_std) else self.noise_std
+
+    def _move(
+        self, energy: EnergyFn, x: Tensor, grad: Tensor | None, key: Tensor, step: int, out: Tensor | None, evaluate: bool = True
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The new state, and its energy and gradient."""
+        step_size, noise_std = self._scales(step)
+        if self.noise_first:
+            compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+            noise = ops.normal(x.shape, key=key, stream=ops.Stream.PROPOSAL, dtype=compute, device=x.device)
+            x = (x + noise * noise_std).to(x.dtype)
+            value, grad = energy_and_grad(energy, x)
+            noise_std = 0.0
+        assert grad is not None
+        x = ops.langevin_step(
+            x,
+            grad,
+            step_size=step_size,
+            noise_std=noise_std,
+            key=key,
+            clip_grad=self.clip_grad,
+            clip_grad_norm=self.clip_grad_norm,
+            clamp=self.clamp,
+            out=out,
+        )
+        if self.noise_first:
+            return x, value, None
+        return (x, *energy_and_grad(energy, x)) if evaluate else (x, None, None)
+
+    def _run(
+        self, energy: EnergyFn, x: Tensor, value: Tensor, grad: Tensor | None, key: Key, first: int, num_steps: int, evaluate_last: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Steps in the buffer x, which is ours."""
+        new: Tensor | None
+        for begin in range(0, num_steps, _CHECK_EVERY):
+            count = min(_CHECK_EVERY, num_steps - begin)
+            keys = key.advance(begin).steps(count)
+            before, values = value, []
+            for i in range(count):
+                last = begin + i == num_steps - 1
+                x, new, grad = self._move(energy, x, grad, keys[i], first + begin + i, x, evaluate=evaluate_last or not last)
+                if new is not None:
+                    value = new
+                    values.append(new)
+            _raise_if_diverged(values, (x, grad) if begin + count == num_steps else (), first_step=begin, before=before, num_steps=count)
+        return x, value, grad
+
+    def _run_guarded(self, energy: EnergyFn, state: LangevinState, num_steps: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+        """Steps that put every diverged chain back to a finite state at once."""
+        x, value, grad = state.x, state.energy, state.grad
+        diverged = torch.zeros_like(state.is_diverged)
+        restarts = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        keys = state.key.steps(num_steps)
+        for i in range(num_steps):
+            new_x, new_value, new_grad = self._move(energy, x, grad, keys[i], state.step + i, None)
+            assert new_value is not None
+            bad = ~(_finite_rows(new_x) & new_value.isfinite())
+            if new_grad is not None:
+                bad = bad | ~_finite_rows(new_grad)
+            diverged = diverged | bad
+            if self.on_divergence == "freeze":
+                bad = diverged | state.is_diverged
+                back_x, back_value, back_grad = x, value, grad
+            else:
+                assert state.start is not None
+                restarts = restarts + bad
+                back_x, back_value, back_grad = state.start
+            rows = bad.reshape(-1, *[1] * (x.dim() - 1))
+            x = torch.where(rows, back_x, new_x)
+            value = torch.where(bad, back_value, new_value)
+            grad = None if new_grad is None or back_grad is None else torch.where(rows, back_grad, new_grad)
+        return x, value, grad, diverged, restarts
+
+
+def check_num_steps(num_steps: Any, caller: str) -> int:
+    """`num_steps` as an int >= 0."""
+    try:
+        if isinstance(num_steps, bool):
+            raise TypeError
+        count = operator.index(num_steps)
+    except TypeError:
+        raise TypeError(f"{caller}: num_steps must be an int >= 0, got {num_steps!r}") from None
+    if not 0 <= count < 2**48:
+        raise ValueError(f"{caller}: num_steps must be an int >= 0 and < 2**48, got {count}")
+    return count
+
+
+def _own(x: Tensor) -> Tensor:
+    """A contiguous copy of x without graph, usable in autograd even where x was made in inference mode."""
+    with torch.inference_mode(False), torch.no_grad():
+        return x.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _evaluate(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
+    if len(x) == 0:
+        return torch.zeros(0, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device), torch.zeros_like(x)
+    return energy_and_grad(energy, x)
+
+
+def _finite_rows(x: Tensor) -> Tensor:
+    return x.isfinite().flatten(1).all(1)
+
+
+def _raise_if_diverged(values: list[Tensor], tensors: tuple[Tensor | None, ...], *, first_step: int, before: Tensor, num_steps: int = 1) -> None:
+    """Look at the energies of some steps, and at the state and gradient after the last of them; one host sync if all is well."""
+    energies = torch.stack([before, *values]) if values else before[None]
+    # A finite sum has finite terms; only if the sum is not finite are the terms looked at one by one.
+    total = energies[1:].sum() if values else torch.zeros((), device=before.device)
+    for tensor in tensors:
+        if tensor is not None:
+            total = total + tensor.sum(dtype=torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype)
+    if math.isfinite(total.item()):
+        return
+    bad = ~energies.isfinite()
+    bad[0] = False
+    if bool(bad.any()):
+        step = int(bad.any(1).nonzero()[0])
+        chains, last = bad[step], energies[step - 1]
+    else:
+        step, last = num_steps, energies[-1]
+        chains = torch.zeros_like(bad[0])
+        for tensor in tensors:
+            if tensor is not None:
+                chains = chains | ~_finite_rows(tensor)
+        if not bool(chains.any()):
+            return
+    indices = chains.nonzero().flatten().tolist()
+    last_energies = last[chains].tolist()
+    at = first_step + step - 1 if first_step >= 0 else -1
+    where = "the starting point is" if at < 0 else f"the result of step {at} is"
+    shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
+    raise DivergenceError(
+        f"Langevin: {where} not finite (x, energy or gradient) in {len(indices)} of {len(chains)} chains ({shown}; last finite energies "
+        f"{', '.join(f'{e:.6g}' for e in last_energies[:8])}). Lower step_size, clip the gradient, clamp the state, or choose on_divergence.",
+        chains=indices,
+        step=at,
+        last_energies=last_energies,
+    )

@@ -1,0 +1,125 @@
+"""`sample`: warm-up, thinning and recording around any sampler."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ebmcore.types import EnergyFn, Key, Sampler
+
+
+class Trace(NamedTuple):
+    """What `sample` kept.
+
+    Attributes:
+        x: (num_kept, num_chains, *event), or what `record` returned, stacked if it returned tensors and a list otherwise.
+        state: after the last step; `sampler.advance(energy, trace.state, n)` goes on from it.
+        info: the sampler's Info with a leading axis num_kept: of the steps between two kept states.
+    """
+
+    x: Any
+    state: Any
+    info: Any
+
+
+def sample(
+    sampler: Sampler[Any, Any],
+    energy: EnergyFn,
+    x: Tensor,
+    num_steps: int,
+    *,
+    num_warmup: int = 0,
+    thinning: int = 1,
+    seed: int | Key | None = None,
+    record: Callable[[Any, Any], Any] | None = None,
+    progress: bool = False,
+) -> Trace:
+    """Run chains from x and keep every `thinning`-th state of `num_steps` steps that follow `num_warmup` dropped ones.
+
+    Args:
+        sampler: any sampler; the trace targets what it targets.
+        energy: (num_chains, *event) -> (num_chains,).
+        x: (num_chains, *event), not modified.
+        num_steps: steps after warm-up; num_kept = num_steps // thinning states are kept.
+        num_warmup: steps before.
+        thinning: steps between two kept states, at most num_steps.
+        seed: as `sampler.init`.
+        record: (state, info) -> what to keep, instead of state.x.
+        progress: show a bar (needs tqdm).
+
+    Ctrl-C stops between two energy evaluations. The KeyboardInterrupt then carries what was done so far as `.trace`, its state good to go
+    on from.
+
+    Raises:
+        TypeError, ValueError: for counts that are not as above.
+        MemoryError: the kept states do not fit; thin more, or record less.
+    """
+    for name, value, low in (("num_steps", num_steps, 0), ("num_warmup", num_warmup, 0), ("thinning", thinning, 1)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"sample: {name} must be an int, got {value!r}")
+        if value < low:
+            raise ValueError(f"sample: {name} must be >= {low}, got {value}")
+    if thinning > max(num_steps, 1):
+        raise ValueError(f"sample: thinning must be at most num_steps={num_steps}, got {thinning}: nothing would be kept")
+    state = sampler.init(energy, x, seed=seed)
+    num_kept = num_steps // thinning
+    kept: Any = []
+    if record is None:
+        try:
+            kept = torch.empty((num_kept, *state.x.shape), dtype=state.x.dtype, device=state.x.device)
+        except RuntimeError as error:
+            size = num_kept * state.x.numel() * state.x.element_size()
+            raise MemoryError(f"sample: {num_kept} states need {size:.3g} bytes; raise thinning or pass record=") from error
+    infos: list[Any] = []
+    try:
+        with _progress_bar(num_warmup + num_steps, progress) as update:
+            for count in _slices(num_warmup, 100):
+                state, _ = sampler.advance(energy, state, count)
+                update(count)
+            for i in range(num_kept):
+                state, info = sampler.advance(energy, state, thinning)
+                infos.append(info)
+                if record is None:
+                    kept[i] = state.x
+                else:
+                    kept.append(record(state, info))
+                update(thinning)
+            state, _ = sampler.advance(energy, state, num_steps - num_kept * thinning)
+    except KeyboardInterrupt as interrupt:
+        interrupt.trace = _trace(kept, state, infos)  # type: ignore[attr-defined]
+        raise
+    return _trace(kept, state, infos)
+
+
+def _trace(kept: Any, state: Any, infos: list[Any]) -> Trace:
+    if isinstance(kept, Tensor):
+        kept = kept[: len(infos)]
+    elif kept and all(isinstance(item, Tensor) for item in kept):
+        kept = torch.stack(kept)
+    info = type(infos[0])(*map(torch.stack, zip(*infos, strict=True))) if infos else None
+    return Trace(kept, state, info)
+
+
+def _slices(total: int, size: int) -> Iterator[int]:
+    for begin in range(0, total, size):
+        yield min(size, total - begin)
+
+
+@contextmanager
+def _progress_bar(total: int, wanted: bool) -> Iterator[Callable[[int], Any]]:
+    if not wanted:
+        yield lambda _: None
+        return
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        warnings.warn("sample: progress=True needs tqdm (pip install tqdm)", stacklevel=4)
+        yield lambda _: None
+        return
+    with tqdm(total=total, unit="step") as bar:
+        yield bar.update
