@@ -2,12 +2,11 @@
 
 from ebmcore import energies, losses, ops, training
 from ebmcore.ops import get_num_threads, info, set_num_threads
+from ebmcore.ops import version as __version__
 from ebmcore.samplers import Langevin
 from ebmcore.sampling import Trace, sample
 from ebmcore.training import ReplayBuffer
 from ebmcore.types import DivergenceError, Key
-
-__version__: str = info()["version"]
 
 __all__ = [
     "DivergenceError",
@@ -15,6 +14,7 @@ __all__ = [
     "Langevin",
     "ReplayBuffer",
     "Trace",
+    "__version__",
     "energies",
     "get_num_threads",
     "info",

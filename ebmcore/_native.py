@@ -15,6 +15,8 @@ except ImportError as error:  # pragma: no cover - a broken installation
 
 core: Any = _core  # Any: the ops are handed tensors, which the stub calls objects
 
+version: str = core.__version__
+
 _cuda_problem: str | None = None
 
 
@@ -45,8 +47,6 @@ def cuda_problem() -> str:
 
 def require_device(device_type: str, caller: str) -> None:
     """Raise unless the ops can run on that type of device; CUDA's table is loaded here."""
-    if device_type == "cpu":
-        return
     if device_type != "cuda":
         raise RuntimeError(f"{caller}: tensors must be on the CPU or a CUDA device, got {device_type!r}")
     if problem := cuda_problem():
@@ -56,7 +56,7 @@ def require_device(device_type: str, caller: str) -> None:
 def info() -> dict[str, Any]:
     """Version, CPU instruction sets, CUDA, threads."""
     return {
-        "version": core.__version__,
+        "version": version,
         "cpu_targets": core.cpu_targets(),
         "cpu_target": core.cpu_target(),
         "cuda_built": not cuda_problem().startswith("ebmcore was built without CUDA"),

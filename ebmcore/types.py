@@ -35,7 +35,7 @@ class DivergenceError(RuntimeError):
 
 
 def _bounded_int(value: Any, name: str, bits: int) -> int:
-    if isinstance(value, bool) or isinstance(value, Tensor):
+    if isinstance(value, bool | Tensor):
         raise TypeError(f"Key: {name} must be an int with 0 <= {name} < 2**{bits}, got {value!r}")
     try:
         number = operator.index(value)  # takes NumPy integers, refuses float and str
@@ -153,13 +153,13 @@ class Info(Protocol):
 
 
 StateT = TypeVar("StateT")
-InfoT = TypeVar("InfoT")
+InfoT_co = TypeVar("InfoT_co", covariant=True)
 
 
-class Sampler(Protocol[StateT, InfoT]):
+class Sampler(Protocol[StateT, InfoT_co]):
     """A transition kernel: hyperparameters only, no energy and no state, so one object serves every model, rank and thread."""
 
     def init(self, energy: EnergyFn, x: Tensor, *, seed: int | Key | None = None) -> StateT: ...
-    def step(self, energy: EnergyFn, state: StateT) -> tuple[StateT, InfoT]: ...
-    def advance(self, energy: EnergyFn, state: StateT, num_steps: int) -> tuple[StateT, InfoT]: ...
+    def step(self, energy: EnergyFn, state: StateT) -> tuple[StateT, InfoT_co]: ...
+    def advance(self, energy: EnergyFn, state: StateT, num_steps: int) -> tuple[StateT, InfoT_co]: ...
     def __call__(self, energy: EnergyFn, x: Tensor, num_steps: int, *, seed: int | Key | None = None) -> Tensor: ...

@@ -46,7 +46,8 @@ struct Tile<float> {
     template <class Draw>
     static EBM_HD void values(const U64 (&even)[4], const U64 (&odd)[4], const Draw& draw, F32 (&out)[4]) {
         U32 w[4];
-        EBM_UNROLL for (int j = 0; j < 4; ++j) w[j] = (U32)((even[j] & 0xffffffffu) | (odd[j] << 32));
+        EBM_UNROLL for (int j = 0; j < 4; ++j)
+            w[j] = (U32)((even[j] & 0xffffffffu) | (odd[j] << 32));
         F32 v[4];
         draw(w, v);
         F64 lo01 = (F64)zip_lo32(v[0], v[1]), lo23 = (F64)zip_lo32(v[2], v[3]);
@@ -148,11 +149,12 @@ private:
         EBM_UNROLL for (int i = 0; i < N; ++i) {
             V v[4];
             Tile<C>::values(words[2 * i], words[2 * i + 1], draw_, v);
-            EBM_UNROLL for (int j = 0; j < 4; ++j) sink_.put_lanes(row, (block + i * kLanes) * kBlock + j * kWidth, v[j]);
+            EBM_UNROLL for (int j = 0; j < 4; ++j)
+                sink_.put_lanes(row, (block + i * kLanes) * kBlock + j * kWidth, v[j]);
         }
     }
 
-    void run_queue() {
+    __attribute__((noinline)) void run_queue() {
         if (queued_ == 0) return;
         alignas(64) uint64_t c0[2][kLanes / 2], c1[2][kLanes / 2], c2[2][kLanes / 2], c3[2][kLanes / 2];
         for (int lane = 0; lane < kLanes; ++lane) {

@@ -169,9 +169,8 @@ template <class T, bool kBounded>
 Status langevin_with(const LangevinStepParams& p) {
     if (p.noise_std == 0.0) {
         LangevinSink<T, kBounded, false> sink(p);
-        return launch(p.place, p.num_chains * p.dim, [&](unsigned grid, cudaStream_t on) {
-            run_quiet<T><<<grid, kThreads, 0, on>>>(sink, p.num_chains, p.dim);
-        });
+        return launch(p.place, p.num_chains * p.dim,
+                      [&](unsigned grid, cudaStream_t on) { run_quiet<T><<<grid, kThreads, 0, on>>>(sink, p.num_chains, p.dim); });
     }
     LangevinSink<T, kBounded, true> sink(p);
     return for_each_block<Compute<T>>(DrawNormal{}, sink, p.key, p.num_chains, p.dim, 0, p.stream, p.place);
@@ -181,9 +180,8 @@ template <class T>
 Status langevin_of(const LangevinStepParams& p) {
     if (p.norm_partials) {
         int64_t segments = (p.dim + kNormSegment - 1) / kNormSegment;
-        Status status = launch(p.place, p.num_chains * segments * kNormLanes, [&](unsigned grid, cudaStream_t on) {
-            run_norms<T><<<grid, kThreads, 0, on>>>(p, segments);
-        });
+        Status status = launch(p.place, p.num_chains * segments * kNormLanes,
+                               [&](unsigned grid, cudaStream_t on) { run_norms<T><<<grid, kThreads, 0, on>>>(p, segments); });
         if (status) return status;
     }
     constexpr double inf = __builtin_inf();

@@ -5,8 +5,8 @@
 
 namespace ebm {
 
-#define EBM_CPU_TARGET(name) \
-    namespace name { \
+#define EBM_CPU_TARGET(name)    \
+    namespace name {            \
     extern const OpTable table; \
     }
 EBM_CPU_TARGET(baseline)

@@ -10,7 +10,7 @@ const OpTable& cpu_table();
 // The instruction set of the CPU table: the best that both this build and this machine have, or a lower one.
 const char* cpu_target();
 Status set_cpu_target(const char* name);
-int num_cpu_targets();                 // built and runnable here, lowest first
+int num_cpu_targets();  // built and runnable here, lowest first
 const char* cpu_target_name(int index);
 
 // The table of the CUDA module, null until that module was imported.

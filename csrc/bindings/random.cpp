@@ -6,7 +6,8 @@ namespace {
 
 using FillOp = Status (*OpTable::*)(const FillParams&);
 
-void fill(const char* name, FillOp op, const py::handle& out, const py::handle& key, uint32_t stream, int64_t first_block, uint32_t threshold) {
+void fill(const char* name, FillOp op, const py::handle& out, const py::handle& key, uint32_t stream, int64_t first_block,
+          uint32_t threshold) {
     TensorView o = view(out, name, "out");
     FillParams p{};
     p.out = o.data;

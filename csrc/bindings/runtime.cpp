@@ -28,8 +28,8 @@ void register_runtime(py::module_& m) {
     m.def("set_num_threads", &set_num_threads, py::arg("num_threads"));
     m.def("thread_pool", [] { return std::string(thread_pool_name()); });
     m.def(
-        "set_cuda_table",
-        [](const py::capsule& table) { set_cuda_table(static_cast<const OpTable*>(table.get_pointer())); }, py::arg("table"));
+        "set_cuda_table", [](const py::capsule& table) { set_cuda_table(static_cast<const OpTable*>(table.get_pointer())); },
+        py::arg("table"));
 }
 
 }  // namespace ebm

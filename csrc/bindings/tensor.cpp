@@ -73,7 +73,7 @@ Dtype dtype_of(int code, int bits, const char* op, const char* argument) {
     if (code == kFloat && bits == 16) return Dtype::float16;
     if (code == kBfloat && bits == 16) return Dtype::bfloat16;
     if (code == kUint && bits == 32) return Dtype::uint32;
-    if (code == kInt && bits == 64) return Dtype::uint32;  // keys; their callers check the size
+    if (code == kInt && bits == 64) return Dtype::int64;
     fail_type(op, argument, "has a dtype that no native op takes");
 }
 
@@ -93,7 +93,10 @@ DLTensor read_attributes(const py::handle& tensor, int64_t (&shape)[64], int64_t
     }
     std::string dtype = py::str(tensor.attr("dtype"));
     uint8_t bits = static_cast<uint8_t>(8 * tensor.attr("element_size")().cast<int>());
-    out.dtype.code = dtype == "torch.bfloat16" ? 4 : dtype.find("uint") != std::string::npos ? 1 : dtype.find("int") != std::string::npos ? 0 : 2;
+    out.dtype.code = dtype == "torch.bfloat16"                 ? 4
+                     : dtype.find("uint") != std::string::npos ? 1
+                     : dtype.find("int") != std::string::npos  ? 0
+                                                               : 2;
     out.dtype.bits = bits;
     out.shape = shape;
     out.strides = strides;
@@ -148,6 +151,7 @@ TensorView view(const py::handle& array, const char* op, const char* argument) {
 
 const int64_t* key_pointer(const py::handle& key, const TensorView& like, const char* op) {
     TensorView k = view(key, op, "key");
+    if (k.dtype != Dtype::int64) fail_type(op, "key", "must be int64");
     if (k.numel() != 3) fail_value(op, "key", "must hold [seed, step, first_chain], got " + std::to_string(k.numel()) + " elements");
     if (k.is_cuda != like.is_cuda || k.device_index != like.device_index) fail_value(op, "key", "must be on the device of the chains");
     return static_cast<const int64_t*>(k.data);

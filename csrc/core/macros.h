@@ -13,9 +13,9 @@
 #define EBM_UNROLL _Pragma("GCC unroll 16")
 #endif
 
-#define EBM_BEGIN \
+#define EBM_BEGIN   \
     namespace ebm { \
     inline namespace EBM_TARGET {
 #define EBM_END \
-    } \
+    }           \
     }

@@ -42,7 +42,7 @@ template <class F, class U>
 EBM_HD F widen_float16(U bits) {
     U magnitude = (bits & 0x7fffu) << 13;
     U normal = magnitude + (112u << 23);
-    U special = normal + (112u << 23);                                    // infinities and NaN
+    U special = normal + (112u << 23);                                        // infinities and NaN
     U subnormal = as_bits(as_float(normal + (1u << 23)) - 6.103515625e-05f);  // 2^-14
     U result = magnitude >= (0x1fu << 23) ? special : magnitude < (1u << 23) ? subnormal : normal;
     return as_float(result | ((bits & 0x8000u) << 16));

@@ -105,7 +105,8 @@ EBM_HD void add_squares(const T* grad, int64_t size, int first, double (&sums)[k
 
 EBM_HD double add_tree(double (&sums)[kNormLanes]) {
     EBM_UNROLL for (int half = kNormLanes / 2; half > 0; half /= 2) {
-        EBM_UNROLL for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+        EBM_UNROLL for (int i = 0; i < half; ++i)
+            sums[i] += sums[i + half];
     }
     return sums[0];
 }

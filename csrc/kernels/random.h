@@ -15,13 +15,15 @@ constexpr int kBlockSize = sizeof(Compute) == 8 ? 2 : 4;
 
 struct DrawWord {
     EBM_HD void operator()(const U32 (&w)[4], F32 (&v)[4]) const {
-        EBM_UNROLL for (int j = 0; j < 4; ++j) v[j] = as_float(w[j]);
+        EBM_UNROLL for (int j = 0; j < 4; ++j)
+            v[j] = as_float(w[j]);
     }
 };
 
 struct DrawUniform {
     EBM_HD void operator()(const U32 (&w)[4], F32 (&v)[4]) const {
-        EBM_UNROLL for (int j = 0; j < 4; ++j) v[j] = uniform_of(w[j]);
+        EBM_UNROLL for (int j = 0; j < 4; ++j)
+            v[j] = uniform_of(w[j]);
     }
     EBM_HD void operator()(const U64 (&w)[2], F64 (&v)[2]) const {
         v[0] = uniform_of(w[0]);
@@ -40,7 +42,8 @@ struct DrawNormal {
 struct DrawBernoulli {
     uint32_t threshold;
     EBM_HD void operator()(const U32 (&w)[4], F32 (&v)[4]) const {
-        EBM_UNROLL for (int j = 0; j < 4; ++j) v[j] = bernoulli_of(w[j], threshold);
+        EBM_UNROLL for (int j = 0; j < 4; ++j)
+            v[j] = bernoulli_of(w[j], threshold);
     }
 };
 

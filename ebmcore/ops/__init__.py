@@ -1,6 +1,6 @@
 """Native ops on torch tensors and NumPy arrays, one function each, with its plain-torch twin `<op>_reference`."""
 
-from ebmcore._native import cuda_problem, info
+from ebmcore._native import cuda_problem, info, version
 from ebmcore.ops.langevin import langevin_step, langevin_step_, langevin_step_reference
 from ebmcore.ops.random import Stream, bernoulli, normal, philox, rademacher, uniform
 from ebmcore.ops.threads import get_num_threads, set_num_threads
@@ -19,4 +19,5 @@ __all__ = [
     "rademacher",
     "set_num_threads",
     "uniform",
+    "version",
 ]

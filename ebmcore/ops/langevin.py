@@ -61,27 +61,32 @@ _langevin_step_into = register(f"langevin_step_into(Tensor(a!) out, Tensor x, {_
 _langevin_step_ = register(f"langevin_step_(Tensor(a!) x, {_ARGUMENTS}) -> ()", _in_place, lambda *_: None)
 
 
-def _check_tensor(value: Any, name: str, caller: str, like: Tensor | None = None) -> None:
+def _check_state(x: Any, name: str, caller: str) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{caller}: {name} must be a torch.Tensor or a numpy.ndarray, got {type(x).__name__}")
+    if x.dtype not in STATE_DTYPES or x.layout != torch.strided:
+        raise TypeError(f"{caller}: {name} must be dense float32, float64, bfloat16 or float16, got {x.dtype} ({x.layout})")
+    if x.dim() < 1 or 0 in x.shape[1:]:
+        raise ValueError(f"{caller}: {name} must have shape (num_chains, *event) with a non-empty event, got {tuple(x.shape)}")
+    if x.numel() > 2 * MAX_BLOCKS and x[:1].numel() > 2 * MAX_BLOCKS:
+        raise ValueError(f"{caller}: a chain must have at most {2 * MAX_BLOCKS} elements, got {x[:1].numel()}")
+
+
+def _check_like(value: Any, x: Tensor, name: str, caller: str) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{caller}: {name} must be a torch.Tensor or a numpy.ndarray, got {type(value).__name__}")
-    if like is None:
-        if value.dtype not in STATE_DTYPES or value.layout != torch.strided:
-            raise TypeError(f"{caller}: {name} must be dense float32, float64, bfloat16 or float16, got {value.dtype} ({value.layout})")
-        if value.dim() < 1 or 0 in value.shape[1:]:
-            raise ValueError(f"{caller}: {name} must have shape (num_chains, *event) with a non-empty event, got {tuple(value.shape)}")
-        return
-    if value.shape != like.shape:
-        raise ValueError(f"{caller}: {name} must have shape {tuple(like.shape)}, got {tuple(value.shape)}")
-    if value.dtype != like.dtype:
-        raise TypeError(f"{caller}: {name} must have dtype {like.dtype}, got {value.dtype}")
-    if value.device != like.device:
-        raise ValueError(f"{caller}: {name} must be on {like.device}, got {value.device}")
+        raise TypeError(f"{caller}: {name} must be a torch.Tensor, as x is, got {type(value).__name__}")
+    if value.shape != x.shape:
+        raise ValueError(f"{caller}: {name} must have shape {tuple(x.shape)}, got {tuple(value.shape)}")
+    if value.dtype != x.dtype:
+        raise TypeError(f"{caller}: {name} must have dtype {x.dtype}, got {value.dtype}")
+    if value.device != x.device:
+        raise ValueError(f"{caller}: {name} must be on {x.device}, got {value.device}")
 
 
 def _check_writable(tensor: Tensor, name: str, caller: str) -> None:
     if tensor.requires_grad and torch.is_grad_enabled():
         raise ValueError(f"{caller}: {name} is written in place and must not require grad")
-    if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+    if not tensor.is_contiguous() and any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
         raise ValueError(f"{caller}: {name} is written in place and must not be expanded, got strides {tensor.stride()}")
 
 
@@ -110,12 +115,11 @@ def bounds(clamp: Any, caller: str) -> tuple[float, float]:
 
 
 def _prepare(caller: str, x: Tensor, grad: Tensor, key: Key | Tensor) -> Tensor:
-    _check_tensor(x, "x", caller)
-    _check_tensor(grad, "grad", caller, x)
-    require_device(x, caller)
-    if x.dim() > 1 and x[:1].numel() > 2 * MAX_BLOCKS:
-        raise ValueError(f"{caller}: a chain must have at most {2 * MAX_BLOCKS} elements, got {x[:1].numel()}")
-    return key_tensor(key, x.device, caller)
+    _check_state(x, "x", caller)
+    _check_like(grad, x, "grad", caller)
+    device = x.device
+    require_device(device, caller)
+    return key_tensor(key, device, caller)
 
 
 @overload
@@ -191,7 +195,7 @@ def langevin_step(
     tensor = _prepare("langevin_step", x, grad, key)
     scalars = _scalars("langevin_step", step_size, noise_std, clip_grad, clip_grad_norm, clamp, stream)
     if out is not None:
-        _check_tensor(out, "out", "langevin_step", x)
+        _check_like(out, x, "out", "langevin_step")
         _check_writable(out, "out", "langevin_step")
         if out is x:
             _langevin_step_(x, grad, tensor, *scalars)
@@ -235,7 +239,9 @@ def langevin_step_(
     return x
 
 
-def _numpy_step(x: Any, grad: Any, out: Any, step_size: Any, noise_std: Any, key: Any, clip_grad: Any, clip_grad_norm: Any, clamp: Any, stream: Any) -> Any:
+def _numpy_step(
+    x: Any, grad: Any, out: Any, step_size: Any, noise_std: Any, key: Any, clip_grad: Any, clip_grad_norm: Any, clamp: Any, stream: Any
+) -> Any:
     for name, array in (("x", x), ("grad", grad), ("out", out)):
         if not isinstance(array, np.ndarray) and not (name == "out" and array is None):
             raise TypeError(f"langevin_step: {name} must be a numpy.ndarray, as x is, got {type(array).__name__}")

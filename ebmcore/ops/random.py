@@ -51,7 +51,9 @@ def _define(kind: str):  # type: ignore[no-untyped-def]
     def fake(shape: list[int], key: Tensor, stream: int, first_block: int, threshold: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=key.device)
 
-    return register(f"{kind}(SymInt[] shape, Tensor key, int stream, int first_block, int threshold, ScalarType dtype) -> Tensor", implementation, fake)
+    return register(
+        f"{kind}(SymInt[] shape, Tensor key, int stream, int first_block, int threshold, ScalarType dtype) -> Tensor", implementation, fake
+    )
 
 
 _OPS = {kind: _define(kind) for kind in _ELEMENTS_PER_BLOCK}
@@ -82,12 +84,14 @@ def _draw(
     tensor = key.tensor if isinstance(key, Key) else key
     target = torch.device(device) if device is not None else tensor.device if isinstance(tensor, Tensor) else torch.device("cpu")
     tensor = key_tensor(key, target, kind)
-    require_device(tensor, kind)
+    require_device(target, kind)
     result: Tensor = _OPS[kind](list(shape), tensor, int(stream), int(first_block), threshold, dtype)
     return result
 
 
-def philox(shape: Sequence[int], *, key: Key | Tensor, stream: int = Stream.USER, first_block: int = 0, device: torch.device | str | None = None) -> Tensor:
+def philox(
+    shape: Sequence[int], *, key: Key | Tensor, stream: int = Stream.USER, first_block: int = 0, device: torch.device | str | None = None
+) -> Tensor:
     """Random 32-bit words, uint32 of shape `shape` = (num_chains, *event); word i of a chain is word i mod 4 of block i // 4.
 
     Args:

@@ -31,7 +31,9 @@ def register(schema: str, implementation: Callable[..., Any], fake: Callable[...
     op: Callable[..., Any] = getattr(torch.ops.ebmcore, name).default
 
     def refuse_vmap(*_: Any, **__: Any) -> Any:
-        raise RuntimeError(f"ebmcore.ops.{name}: torch.func.vmap is not supported: rows would share their noise. The first axis is already the batch.")
+        raise RuntimeError(
+            f"ebmcore.ops.{name}: torch.func.vmap is not supported: rows would share their noise. The first axis is already the batch."
+        )
 
     torch.library.register_vmap(f"ebmcore::{name}", refuse_vmap, lib=_library)
     return op
@@ -39,18 +41,16 @@ def register(schema: str, implementation: Callable[..., Any], fake: Callable[...
 
 def key_tensor(key: Key | Tensor, device: torch.device, caller: str) -> Tensor:
     """The int64 [seed, step, first_chain] of `key`, on `device`."""
-    tensor = key.tensor if isinstance(key, Key) else key
-    if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64 or tensor.shape != (3,):
+    tensor = key.tensor if type(key) is Key else key
+    if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64 or tensor.dim() != 1 or len(tensor) != 3:
         got = f"{tensor.dtype} of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else repr(tensor)
         raise TypeError(f"{caller}: key must be an ebmcore.Key or an int64 tensor [seed, step, first_chain], got {got}")
-    if tensor.device != device:
-        tensor = tensor.to(device)
-    return tensor.contiguous()
+    return tensor.to(device).contiguous()
 
 
 def number(value: Any, name: str, caller: str, *, low: float = -math.inf, strict: bool = False, finite: bool = True) -> float:
     """`value` as a float, at least `low` (above it if `strict`)."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise TypeError(f"{caller}: {name} must be a number, got {value!r}")
     x = float(value)
     if math.isnan(x) or (finite and math.isinf(x)) or x < low or (strict and x == low):
@@ -59,5 +59,7 @@ def number(value: Any, name: str, caller: str, *, low: float = -math.inf, strict
     return x
 
 
-def require_device(tensor: Tensor, caller: str) -> None:
-    _native.require_device(tensor.device.type, caller)
+def require_device(device: torch.device, caller: str) -> None:
+    """Raise unless the ops can run on `device`."""
+    if device.type != "cpu":
+        _native.require_device(device.type, caller)

@@ -1,0 +1,68 @@
+"""
+Native CPU ops of ebmcore, and the doors to the CUDA ones. Private: use ebmcore.ops.
+"""
+
+from __future__ import annotations
+import typing
+import typing_extensions
+
+__all__: list[str] = [
+    "NORM_SEGMENT",
+    "bernoulli",
+    "cpu_target",
+    "cpu_targets",
+    "get_num_threads",
+    "langevin_step",
+    "normal",
+    "philox",
+    "rademacher",
+    "set_cpu_target",
+    "set_cuda_table",
+    "set_num_threads",
+    "thread_pool",
+    "uniform",
+]
+
+def bernoulli(
+    out: typing.Any,
+    key: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+    first_block: typing.SupportsInt | typing.SupportsIndex,
+    threshold: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def cpu_target() -> str: ...
+def cpu_targets() -> list[str]: ...
+def get_num_threads() -> int: ...
+def langevin_step(
+    out: typing.Any,
+    x: typing.Any,
+    grad: typing.Any,
+    key: typing.Any,
+    step_size: typing.SupportsFloat | typing.SupportsIndex,
+    noise_std: typing.SupportsFloat | typing.SupportsIndex,
+    clip_grad: typing.SupportsFloat | typing.SupportsIndex,
+    clip_grad_norm: typing.SupportsFloat | typing.SupportsIndex,
+    clamp_min: typing.SupportsFloat | typing.SupportsIndex,
+    clamp_max: typing.SupportsFloat | typing.SupportsIndex,
+    norm_partials: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def normal(
+    out: typing.Any, key: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex, first_block: typing.SupportsInt | typing.SupportsIndex
+) -> None: ...
+def philox(
+    out: typing.Any, key: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex, first_block: typing.SupportsInt | typing.SupportsIndex
+) -> None: ...
+def rademacher(
+    out: typing.Any, key: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex, first_block: typing.SupportsInt | typing.SupportsIndex
+) -> None: ...
+def set_cpu_target(name: str) -> None: ...
+def set_cuda_table(table: typing_extensions.CapsuleType) -> None: ...
+def set_num_threads(num_threads: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+def thread_pool() -> str: ...
+def uniform(
+    out: typing.Any, key: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex, first_block: typing.SupportsInt | typing.SupportsIndex
+) -> None: ...
+
+NORM_SEGMENT: int = 8192
+__version__: str = "0.1.0"
