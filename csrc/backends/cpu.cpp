@@ -5,7 +5,6 @@
 // queued block by block and runs in tiles whose lanes belong to different chains.
 #include "../kernels/langevin.h"
 #include "../kernels/random.h"
-#include "../ops/table.h"
 #include "thread_pool.h"
 
 EBM_BEGIN
@@ -218,35 +217,11 @@ struct BlockJob {
 
 template <class C, class Draw, class Sink>
 Status for_each_block(const Draw& draw, const Sink& sink, const int64_t* key, int64_t num_chains, int64_t dim, int64_t first_block,
-                      uint32_t stream) {
+                      uint32_t stream, const Place&) {
     BlockJob<C, Draw, Sink> job{draw, sink, key, dim, first_block, stream};
     int64_t blocks_per_chain = (dim + kBlockSize<C> - 1) / kBlockSize<C>;
     parallel_for(num_chains * blocks_per_chain, kGrainBlocks, BlockJob<C, Draw, Sink>::range, &job);
     return nullptr;
-}
-
-template <class C, class T, class Draw>
-Status fill(const FillParams& p, const Draw& draw) {
-    return for_each_block<C>(draw, StoreSink<T>{static_cast<T*>(p.out), p.dim}, p.key, p.num_chains, p.dim, p.first_block, p.stream);
-}
-
-template <class T>
-Status fill_rademacher(const FillParams& p) {
-    RademacherSink<T> sink{static_cast<T*>(p.out), p.dim};
-    return for_each_block<float>(DrawWord{}, sink, p.key, p.num_chains, (p.dim + 31) / 32, p.first_block, p.stream);
-}
-
-Status philox(const FillParams& p) { return fill<float, float>(p, DrawWord{}); }
-Status uniform(const FillParams& p) {
-    return p.dtype == Dtype::float64 ? fill<double, double>(p, DrawUniform{}) : fill<float, float>(p, DrawUniform{});
-}
-Status normal(const FillParams& p) {
-    return p.dtype == Dtype::float64 ? fill<double, double>(p, DrawNormal{}) : fill<float, float>(p, DrawNormal{});
-}
-Status rademacher(const FillParams& p) { return p.dtype == Dtype::float64 ? fill_rademacher<double>(p) : fill_rademacher<float>(p); }
-Status bernoulli(const FillParams& p) {
-    DrawBernoulli draw{p.threshold};
-    return p.dtype == Dtype::float64 ? fill<float, double>(p, draw) : fill<float, float>(p, draw);
 }
 
 template <class T>
@@ -259,20 +234,38 @@ void norm_range(int64_t begin, int64_t end, void* context) {
         int64_t size = p.dim - start < kNormSegment ? p.dim - start : kNormSegment;
         double sums[kNormLanes];
         add_squares<kNormLanes>(static_cast<const T*>(p.grad) + chain * p.dim + start, size, 0, sums);
-        p.norm_partials[i] = add_tree(sums);
+        p.segment_sums[i] = add_tree(sums);
     }
 }
 
-// Without noise nothing is drawn.
+void scale_range(int64_t begin, int64_t end, void* context) {
+    DefaultFloatingPoint guard;
+    const LangevinStepParams& p = *static_cast<const LangevinStepParams*>(context);
+    int64_t segments = (p.dim + kNormSegment - 1) / kNormSegment;
+    for (int64_t chain = begin; chain < end; ++chain) {
+        p.grad_scales[chain] = grad_scale(p.segment_sums + chain * segments, segments, p.clip_grad_norm);
+    }
+}
+
+template <class T>
+Status scale_gradients(const LangevinStepParams& p) {
+    LangevinStepParams copy = p;
+    int64_t segments = (p.dim + kNormSegment - 1) / kNormSegment;
+    int64_t segment_size = p.dim < kNormSegment ? p.dim : kNormSegment;
+    parallel_for(p.num_chains * segments, 1 + 65536 / segment_size, norm_range<T>, &copy);
+    parallel_for(p.num_chains, kGrainBlocks, scale_range, &copy);
+    return nullptr;
+}
+
 template <class Sink>
-struct QuietJob {
+struct ElementJob {
     const Sink& sink;
     int64_t dim;
 
     template <class T>
     static void range(int64_t begin, int64_t end, void* context) {
         DefaultFloatingPoint guard;
-        const QuietJob& job = *static_cast<const QuietJob*>(context);
+        const ElementJob& job = *static_cast<const ElementJob*>(context);
         using V = LanesOf<Compute<T>>;
         constexpr int64_t width = sizeof(V) / sizeof(Compute<T>);
         while (begin < end) {
@@ -286,51 +279,14 @@ struct QuietJob {
     }
 };
 
-template <class T, bool kBounded>
-Status langevin_with(const LangevinStepParams& p) {
-    if (p.noise_std == 0.0) {
-        LangevinSink<T, kBounded, false> sink(p);
-        QuietJob<decltype(sink)> job{sink, p.dim};
-        parallel_for(p.num_chains * p.dim, 16 * kGrainBlocks, decltype(job)::template range<T>, &job);
-        return nullptr;
-    }
-    LangevinSink<T, kBounded, true> sink(p);
-    return for_each_block<Compute<T>>(DrawNormal{}, sink, p.key, p.num_chains, p.dim, 0, p.stream);
-}
-
-template <class T>
-Status langevin_of(const LangevinStepParams& p) {
-    if (p.norm_partials) {
-        int64_t segments = (p.dim + kNormSegment - 1) / kNormSegment;
-        int64_t segment_size = p.dim < kNormSegment ? p.dim : kNormSegment;
-        LangevinStepParams copy = p;
-        parallel_for(p.num_chains * segments, 1 + 65536 / segment_size, norm_range<T>, &copy);
-    }
-    constexpr double inf = __builtin_inf();
-    bool bounded = p.norm_partials || p.clip_grad < inf || p.clamp_min > -inf || p.clamp_max < inf;
-    return bounded ? langevin_with<T, true>(p) : langevin_with<T, false>(p);
-}
-
-Status langevin_step(const LangevinStepParams& p) {
-    switch (p.dtype) {
-        case Dtype::float32: return langevin_of<float>(p);
-        case Dtype::float64: return langevin_of<double>(p);
-        case Dtype::bfloat16: return langevin_of<BFloat16>(p);
-        case Dtype::float16: return langevin_of<Float16>(p);
-        default: return "no such dtype";
-    }
+template <class T, class Sink>
+Status for_each_element(const Sink& sink, int64_t num_chains, int64_t dim, const Place&) {
+    ElementJob<Sink> job{sink, dim};
+    parallel_for(num_chains * dim, 16 * kGrainBlocks, ElementJob<Sink>::template range<T>, &job);
+    return nullptr;
 }
 
 }  // namespace
-
-#define EBM_STRING(x) #x
-#define EBM_NAME(x) EBM_STRING(x)
-extern const OpTable table;
-const OpTable table = {
-    EBM_NAME(EBM_TARGET),
-#define EBM_OP(name, Params) name,
-#include "../ops/ops.def"
-#undef EBM_OP
-};
-
 EBM_END
+
+#include "ops.h"

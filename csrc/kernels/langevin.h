@@ -14,18 +14,16 @@ struct LangevinSink {
     T* out;
     const T* x;
     const T* grad;
-    const double* norm_partials;
+    const double* scales;  // (num_chains,), or null
     int64_t dim;
-    double clip_grad_norm;
     C step_size, noise_std, clip_grad, clamp_min, clamp_max;
 
     EBM_HD explicit LangevinSink(const LangevinStepParams& p)
         : out(static_cast<T*>(p.out)),
           x(static_cast<const T*>(p.x)),
           grad(static_cast<const T*>(p.grad)),
-          norm_partials(p.norm_partials),
+          scales(p.grad_scales),
           dim(p.dim),
-          clip_grad_norm(p.clip_grad_norm),
           step_size(static_cast<C>(p.step_size)),
           noise_std(static_cast<C>(p.noise_std)),
           clip_grad(static_cast<C>(p.clip_grad)),
@@ -39,24 +37,7 @@ struct LangevinSink {
         C scale;
     };
     EBM_HD Row row(int64_t chain) const {
-        return {out + chain * dim, x + chain * dim, grad + chain * dim, kBounded ? static_cast<C>(grad_scale(chain)) : C(1)};
-    }
-
-    // min(1, clip_grad_norm / |grad|), NaN where the norm is not finite.
-    EBM_HD double grad_scale(int64_t chain) const {
-        if (!norm_partials) return 1.0;
-        int64_t segments = (dim + kNormSegment - 1) / kNormSegment;
-        double sum = 0.0;
-        for (int64_t i = 0; i < segments; ++i) sum += norm_partials[chain * segments + i];
-        double norm = sqrt_double(sum);
-        return norm - norm == 0.0 ? (norm > clip_grad_norm ? clip_grad_norm / norm : 1.0) : norm - norm;
-    }
-    static EBM_HD double sqrt_double(double x) {
-#if defined(__CUDACC__)
-        return sqrt(x);
-#else
-        return __builtin_sqrt(x);
-#endif
+        return {out + chain * dim, x + chain * dim, grad + chain * dim, scales ? static_cast<C>(scales[chain]) : C(1)};
     }
 
     template <class V>
@@ -109,6 +90,18 @@ EBM_HD double add_tree(double (&sums)[kNormLanes]) {
             sums[i] += sums[i + half];
     }
     return sums[0];
+}
+
+// min(1, clip_grad_norm / |grad|) from the sums of a chain's segments; NaN where the norm is not finite.
+EBM_HD double grad_scale(const double* segment_sums, int64_t num_segments, double clip_grad_norm) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < num_segments; ++i) sum += segment_sums[i];
+#if defined(__CUDACC__)
+    double norm = sqrt(sum);
+#else
+    double norm = __builtin_sqrt(sum);
+#endif
+    return norm - norm == 0.0 ? (norm > clip_grad_norm ? clip_grad_norm / norm : 1.0) : norm - norm;
 }
 
 EBM_END

@@ -4,16 +4,17 @@
 
 namespace ebm {
 
-// Elements of a chain whose squares are summed into one partial sum of its gradient norm.
+// Elements of a chain whose squares are summed into one term of its squared gradient norm.
 constexpr int64_t kNormSegment = 8192;
 
 // out = clamp(x - step_size · clip(grad) + noise_std · normal), rounded once to dtype.
 struct LangevinStepParams {
-    void* out;              // (num_chains, dim), contiguous; may be x
-    const void* x;          // (num_chains, dim), contiguous
-    const void* grad;       // (num_chains, dim), contiguous
-    const int64_t* key;     // [seed, step, first_chain], where `out` is
-    double* norm_partials;  // (num_chains, ceil(dim / kNormSegment)) scratch; null: no clipping by norm
+    void* out;             // (num_chains, dim), contiguous; may be x
+    const void* x;         // (num_chains, dim), contiguous
+    const void* grad;      // (num_chains, dim), contiguous
+    const int64_t* key;    // [seed, step, first_chain], where `out` is
+    double* segment_sums;  // (num_chains, ceil(dim / kNormSegment)) scratch; null: no clipping by norm
+    double* grad_scales;   // (num_chains,) scratch; null: no clipping by norm
     int64_t num_chains;
     int64_t dim;
     double step_size;

@@ -29,11 +29,11 @@ def _launch(out: Tensor, x: Tensor, grad: Tensor, key: Tensor, *numbers: float) 
     *scalars, clip_grad_norm, clamp_min, clamp_max, stream = numbers
     x = x.contiguous()
     target = out if out.is_contiguous() else torch.empty_like(x)
-    partials = None
+    workspace = None
     if clip_grad_norm < math.inf:
-        segments = -(-x[0].numel() // _native.core.NORM_SEGMENT) if len(x) else 0
-        partials = torch.empty((len(x), segments), dtype=torch.float64, device=x.device)
-    _native.core.langevin_step(target, x, grad.contiguous(), key, *scalars, clip_grad_norm, clamp_min, clamp_max, partials, int(stream))
+        segments = -(-x[:1].numel() // _native.core.NORM_SEGMENT)
+        workspace = torch.empty(len(x) * (segments + 1), dtype=torch.float64, device=x.device)
+    _native.core.langevin_step(target, x, grad.contiguous(), key, *scalars, clip_grad_norm, clamp_min, clamp_max, workspace, int(stream))
     if target is not out:
         out.copy_(target)
     else:
