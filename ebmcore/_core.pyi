@@ -44,7 +44,7 @@ def langevin_step(
     clip_grad_norm: typing.SupportsFloat | typing.SupportsIndex,
     clamp_min: typing.SupportsFloat | typing.SupportsIndex,
     clamp_max: typing.SupportsFloat | typing.SupportsIndex,
-    norm_partials: typing.Any,
+    workspace: typing.Any,
     stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def normal(
