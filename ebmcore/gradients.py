@@ -40,20 +40,29 @@ def energy_and_grad(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
         TypeError: the energies are not a floating tensor.
         ValueError: they have another shape or device, do not depend on x, or x was written to.
     """
-    with torch.inference_mode(False), torch.enable_grad():
-        leaf = (x.clone() if x.is_inference() else x).detach().requires_grad_()
-        version = leaf._version
-        value = energy(leaf)
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"energy: must return a floating-point tensor of shape ({x.shape[0]},), got {got}")
-        if value.shape != (x.shape[0],):
-            raise ValueError(f"energy: must return shape ({x.shape[0]},) for x of shape {tuple(x.shape)}, got {tuple(value.shape)}")
-        if value.device != x.device:
-            raise ValueError(f"energy: must return a tensor on {x.device}, where x is, got {value.device}")
-        if leaf._version != version:
-            raise ValueError("energy: must not modify x in place")
-        (grad,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True) if value.requires_grad else (None,)
-        if grad is None:
-            raise ValueError("energy: must depend on x, but its gradient in x is None (detached, or x unused)")
-    return value.detach().to(torch.float64 if x.dtype == torch.float64 else torch.float32), grad
+    if torch.is_inference_mode_enabled() or x.is_inference():
+        with torch.inference_mode(False):
+            return energy_and_grad(energy, x.clone())
+    if not torch.is_grad_enabled():
+        with torch.enable_grad():
+            return energy_and_grad(energy, x)
+    leaf = x.detach().requires_grad_()
+    version = leaf._version
+    value = energy(leaf)
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"energy: must return a floating-point tensor of shape ({x.shape[0]},), got {got}")
+    if value.shape != x.shape[:1]:
+        raise ValueError(f"energy: must return shape ({x.shape[0]},) for x of shape {tuple(x.shape)}, got {tuple(value.shape)}")
+    if value.device != x.device:
+        raise ValueError(f"energy: must return a tensor on {x.device}, where x is, got {value.device}")
+    if leaf._version != version:
+        raise ValueError("energy: must not modify x in place")
+    grad = None
+    if value.requires_grad:  # the gradient of value.sum(), without its two kernels
+        (grad,) = torch.autograd.grad(value, leaf, torch.ones_like(value), allow_unused=True)
+    if grad is None:
+        raise ValueError("energy: must depend on x, but its gradient in x is None (detached, or x unused)")
+    value = value.detach()
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return value if value.dtype == compute else value.to(compute), grad

@@ -109,9 +109,9 @@ class Key:
 
     def steps(self, num_steps: int) -> Tensor:
         """The keys of the next `num_steps` steps, (num_steps, 3), without a host sync."""
-        count = torch.arange(num_steps, dtype=torch.int64, device=self.tensor.device)
-        zero = torch.zeros_like(count)
-        return self.tensor + torch.stack((zero, count, zero), dim=1)
+        keys = self.tensor.repeat(num_steps, 1)
+        keys[:, 1] += torch.arange(num_steps, dtype=torch.int64, device=keys.device)
+        return keys
 
     def shard(self, first_chain: int) -> Key:
         """The same key for rows that start `first_chain` chains further on."""

@@ -5,33 +5,13 @@
 // queued block by block and runs in tiles whose lanes belong to different chains.
 #include "../kernels/langevin.h"
 #include "../kernels/random.h"
+#include "floating_point.h"
 #include "thread_pool.h"
 
 EBM_BEGIN
 namespace {
 
 constexpr int kInterleave = 3;  // tiles in flight: one hides the latency of the others
-
-// Rounding and denormals as IEEE has them, whatever the caller's thread is set to.
-class DefaultFloatingPoint {
-public:
-#if defined(__x86_64__)
-    DefaultFloatingPoint() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
-    ~DefaultFloatingPoint() { _mm_setcsr(saved_); }
-
-private:
-    unsigned saved_;
-#elif defined(__aarch64__)
-    DefaultFloatingPoint() {
-        __asm__ volatile("mrs %0, fpcr" : "=r"(saved_));
-        __asm__ volatile("msr fpcr, %0" : : "r"(uint64_t{0}));
-    }
-    ~DefaultFloatingPoint() { __asm__ volatile("msr fpcr, %0" : : "r"(saved_)); }
-
-private:
-    uint64_t saved_;
-#endif
-};
 
 // Lane l of a tile holds block `order(l)` of it, chosen such that zips within 128 bits put values into memory order.
 template <class C>

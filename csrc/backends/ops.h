@@ -9,6 +9,7 @@
 
 #include "../kernels/langevin.h"
 #include "../ops/table.h"
+#include "floating_point.h"
 
 EBM_BEGIN
 namespace {
@@ -58,6 +59,7 @@ Status langevin_of(const LangevinStepParams& p) {
 }
 
 Status langevin_step(const LangevinStepParams& p) {
+    DefaultFloatingPoint guard;  // the scalars are converted on this thread
     switch (p.dtype) {
         case Dtype::float32: return langevin_of<float>(p);
         case Dtype::float64: return langevin_of<double>(p);

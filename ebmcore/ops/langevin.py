@@ -90,15 +90,32 @@ def _check_writable(tensor: Tensor, name: str, caller: str) -> None:
         raise ValueError(f"{caller}: {name} is written in place and must not be expanded, got strides {tensor.stride()}")
 
 
-def _scalars(
-    caller: str, step_size: Any, noise_std: Any, clip_grad: Any, clip_grad_norm: Any, clamp: Any, stream: Any
-) -> tuple[float, float, float, float, float, float, int]:
+StepArguments = tuple[float, float, float, float, float, float, int]
+"""(step_size, noise_std, clip_grad, clip_grad_norm, clamp_min, clamp_max, stream) with infinities for what is not wanted."""
+
+
+def step_arguments(
+    caller: str, step_size: Any, noise_std: Any, clip_grad: Any, clip_grad_norm: Any, clamp: Any, stream: Any = Stream.PROPOSAL
+) -> StepArguments:
+    """The scalar arguments of a step, checked once for many steps."""
     step_size = number(step_size, "step_size", caller, low=0.0, strict=True)
     noise_std = number(noise_std, "noise_std", caller, low=0.0)
     clip_grad = math.inf if clip_grad is None else number(clip_grad, "clip_grad", caller, low=0.0, strict=True)
     clip_grad_norm = math.inf if clip_grad_norm is None else number(clip_grad_norm, "clip_grad_norm", caller, low=0.0, strict=True)
     clamp_min, clamp_max = bounds(clamp, caller)
     return step_size, noise_std, clip_grad, clip_grad_norm, clamp_min, clamp_max, int(stream)
+
+
+def step_into(out: Tensor | None, x: Tensor, grad: Tensor, key: Tensor, arguments: StepArguments) -> Tensor:
+    """`langevin_step` without its checks, for callers that own x and grad: two contiguous tensors of one dtype, shape and device."""
+    if out is None:
+        result: Tensor = _langevin_step(x, grad, key, *arguments)
+        return result
+    if out is x:
+        _langevin_step_(x, grad, key, *arguments)
+    else:
+        _langevin_step_into(out, x, grad, key, *arguments)
+    return out
 
 
 def bounds(clamp: Any, caller: str) -> tuple[float, float]:
@@ -193,16 +210,11 @@ def langevin_step(
     if isinstance(x, np.ndarray):
         return _numpy_step(x, grad, out, step_size, noise_std, key, clip_grad, clip_grad_norm, clamp, stream)
     tensor = _prepare("langevin_step", x, grad, key)
-    scalars = _scalars("langevin_step", step_size, noise_std, clip_grad, clip_grad_norm, clamp, stream)
+    arguments = step_arguments("langevin_step", step_size, noise_std, clip_grad, clip_grad_norm, clamp, stream)
     if out is not None:
         _check_like(out, x, "out", "langevin_step")
         _check_writable(out, "out", "langevin_step")
-        if out is x:
-            _langevin_step_(x, grad, tensor, *scalars)
-        else:
-            _langevin_step_into(out, x, grad, tensor, *scalars)
-        return out
-    if torch.is_grad_enabled() and (x.requires_grad or grad.requires_grad):
+    elif torch.is_grad_enabled() and (x.requires_grad or grad.requires_grad):
         return langevin_step_reference(
             x,
             grad,
@@ -214,7 +226,7 @@ def langevin_step(
             clamp=clamp,
             stream=stream,
         )
-    return _langevin_step(x, grad, tensor, *scalars)
+    return step_into(out, x, grad, tensor, arguments)
 
 
 def langevin_step_(
@@ -235,8 +247,7 @@ def langevin_step_(
         return x
     tensor = _prepare("langevin_step_", x, grad, key)
     _check_writable(x, "x", "langevin_step_")
-    _langevin_step_(x, grad, tensor, *_scalars("langevin_step_", step_size, noise_std, clip_grad, clip_grad_norm, clamp, stream))
-    return x
+    return step_into(x, x, grad, tensor, step_arguments("langevin_step_", step_size, noise_std, clip_grad, clip_grad_norm, clamp, stream))
 
 
 def _numpy_step(

@@ -42,10 +42,12 @@ def register(schema: str, implementation: Callable[..., Any], fake: Callable[...
 def key_tensor(key: Key | Tensor, device: torch.device, caller: str) -> Tensor:
     """The int64 [seed, step, first_chain] of `key`, on `device`."""
     tensor = key.tensor if type(key) is Key else key
-    if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64 or tensor.dim() != 1 or len(tensor) != 3:
+    if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64 or tensor.shape != (3,):
         got = f"{tensor.dtype} of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else repr(tensor)
         raise TypeError(f"{caller}: key must be an ebmcore.Key or an int64 tensor [seed, step, first_chain], got {got}")
-    return tensor.to(device).contiguous()
+    if tensor.device != device:
+        tensor = tensor.to(device)
+    return tensor
 
 
 def number(value: Any, name: str, caller: str, *, low: float = -math.inf, strict: bool = False, finite: bool = True) -> float:

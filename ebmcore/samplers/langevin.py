@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ebmcore import ops
 from ebmcore.gradients import check_state, energy_and_grad
-from ebmcore.ops.langevin import bounds
+from ebmcore.ops.langevin import StepArguments, bounds, step_arguments, step_into
 from ebmcore.ops.registration import number
 from ebmcore.types import DivergenceError, EnergyFn, Key
 
@@ -135,7 +135,7 @@ class Langevin:
         x = _own(x)
         key = Key.from_seed(0 if seed is None and len(x) == 0 else seed, x.device)
         value, grad = _evaluate(energy, x)
-        _raise_if_diverged([value], (x, grad), first_step=-1, before=torch.full_like(value, math.nan))
+        _raise_if_diverged([value], (x, grad), 0, start_grad=grad)
         carried = None if self.noise_first else grad
         start = (x, value, carried) if self.on_divergence == "restart" else None
         return LangevinState(x, value, carried, key, 0, torch.zeros(len(x), dtype=torch.bool, device=x.device), start)
@@ -175,10 +175,9 @@ class Langevin:
         x = _own(x)
         key = Key.from_seed(seed, x.device)
         if self.noise_first:
-            return self._run(energy, x, torch.full((len(x),), math.nan, device=x.device), None, key, 0, num_steps)[0]
-        value, grad = _evaluate(energy, x)
-        _raise_if_diverged([value], (x, grad), first_step=-1, before=torch.full_like(value, math.nan))
-        return self._run(energy, x, value, grad, key, 0, num_steps, evaluate_last=False)[0]
+            return self._run(energy, x, torch.zeros(len(x), device=x.device, dtype=_energy_dtype(x)), None, key, 0, num_steps)[0]
+        value, grad = energy_and_grad(energy, x)
+        return self._run(energy, x, value, grad, key, 0, num_steps, is_start=True)[0]
 
     def _scales(self, step: int) -> tuple[float, float]:
         step_size = number(self.step_size(step), "step_size(step)", "Langevin", low=0.0, strict=True) if callable(self.step_size) else self.step_size
@@ -186,49 +185,55 @@ class Langevin:
             return step_size, math.sqrt(2.0 * step_size * self.temperature)
         return step_size, number(self.noise_std(step), "noise_std(step)", "Langevin", low=0.0) if callable(self.noise_std) else self.noise_std
 
+    def _arguments(self, step: int) -> tuple[float, StepArguments]:
+        """noise_std, and the arguments of the step's op."""
+        step_size, noise_std = self._scales(step)
+        of_op = 0.0 if self.noise_first else noise_std
+        return noise_std, step_arguments("Langevin", step_size, of_op, self.clip_grad, self.clip_grad_norm, self.clamp)
+
+    def _schedule(self) -> Callable[[int], tuple[float, StepArguments]]:
+        if callable(self.step_size) or callable(self.noise_std):
+            return self._arguments
+        constant = self._arguments(0)
+        return lambda step: constant
+
     def _move(
-        self, energy: EnergyFn, x: Tensor, grad: Tensor | None, key: Tensor, step: int, out: Tensor | None, evaluate: bool = True
+        self,
+        energy: EnergyFn,
+        x: Tensor,
+        grad: Tensor | None,
+        key: Tensor,
+        noise_std: float,
+        arguments: StepArguments,
+        out: Tensor | None,
+        evaluate: bool = True,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The new state, and its energy and gradient."""
-        step_size, noise_std = self._scales(step)
         if self.noise_first:
-            compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-            noise = ops.normal(x.shape, key=key, stream=ops.Stream.PROPOSAL, dtype=compute, device=x.device)
+            noise = ops.normal(x.shape, key=key, stream=ops.Stream.PROPOSAL, dtype=_energy_dtype(x), device=x.device)
             x = (x + noise * noise_std).to(x.dtype)
             value, grad = energy_and_grad(energy, x)
-            noise_std = 0.0
+            return step_into(out, x, grad, key, arguments), value, None
         assert grad is not None
-        x = ops.langevin_step(
-            x,
-            grad,
-            step_size=step_size,
-            noise_std=noise_std,
-            key=key,
-            clip_grad=self.clip_grad,
-            clip_grad_norm=self.clip_grad_norm,
-            clamp=self.clamp,
-            out=out,
-        )
-        if self.noise_first:
-            return x, value, None
+        x = step_into(out, x, grad, key, arguments)
         return (x, *energy_and_grad(energy, x)) if evaluate else (x, None, None)
 
     def _run(
-        self, energy: EnergyFn, x: Tensor, value: Tensor, grad: Tensor | None, key: Key, first: int, num_steps: int, evaluate_last: bool = True
+        self, energy: EnergyFn, x: Tensor, value: Tensor, grad: Tensor | None, key: Key, first: int, num_steps: int, is_start: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Steps in the buffer x, which is ours."""
-        new: Tensor | None
+        """Steps in the buffer x, which is ours. At the start of a call the point itself is still unchecked, and the last one stays so."""
+        schedule = self._schedule()
         for begin in range(0, num_steps, _CHECK_EVERY):
             count = min(_CHECK_EVERY, num_steps - begin)
-            keys = key.advance(begin).steps(count)
-            before, values = value, []
-            for i in range(count):
-                last = begin + i == num_steps - 1
-                x, new, grad = self._move(energy, x, grad, keys[i], first + begin + i, x, evaluate=evaluate_last or not last)
+            keys = (key.advance(begin) if begin else key).steps(count).unbind()
+            values, start_grad = [value], grad if is_start and begin == 0 else None
+            for i, step_key in enumerate(keys):
+                is_last = begin + i == num_steps - 1
+                x, new, grad = self._move(energy, x, grad, step_key, *schedule(first + begin + i), x, not (is_start and is_last))
                 if new is not None:
-                    value = new
                     values.append(new)
-            _raise_if_diverged(values, (x, grad) if begin + count == num_steps else (), first_step=begin, before=before, num_steps=count)
+            value = values[-1]
+            _raise_if_diverged(values, (x, grad) if begin + count == num_steps else (), begin, num_steps=count, start_grad=start_grad)
         return x, value, grad
 
     def _run_guarded(self, energy: EnergyFn, state: LangevinState, num_steps: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
@@ -236,9 +241,10 @@ class Langevin:
         x, value, grad = state.x, state.energy, state.grad
         diverged = torch.zeros_like(state.is_diverged)
         restarts = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        keys = state.key.steps(num_steps)
+        schedule = self._schedule()
         for i in range(num_steps):
-            new_x, new_value, new_grad = self._move(energy, x, grad, keys[i], state.step + i, None)
+            key = state.key.advance(i).tensor
+            new_x, new_value, new_grad = self._move(energy, x, grad, key, *schedule(state.step + i), None)
             assert new_value is not None
             bad = ~(_finite_rows(new_x) & new_value.isfinite())
             if new_grad is not None:
@@ -279,46 +285,55 @@ def _own(x: Tensor) -> Tensor:
 
 def _evaluate(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
     if len(x) == 0:
-        return torch.zeros(0, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device), torch.zeros_like(x)
+        return torch.zeros(0, dtype=_energy_dtype(x), device=x.device), torch.zeros_like(x)
     return energy_and_grad(energy, x)
+
+
+def _energy_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _finite_rows(x: Tensor) -> Tensor:
     return x.isfinite().flatten(1).all(1)
 
 
-def _raise_if_diverged(values: list[Tensor], tensors: tuple[Tensor | None, ...], *, first_step: int, before: Tensor, num_steps: int = 1) -> None:
-    """Look at the energies of some steps, and at the state and gradient after the last of them; one host sync if all is well."""
-    energies = torch.stack([before, *values]) if values else before[None]
-    # A finite sum has finite terms; only if the sum is not finite are the terms looked at one by one.
-    total = energies[1:].sum() if values else torch.zeros((), device=before.device)
+def _raise_if_diverged(
+    values: list[Tensor], tensors: tuple[Tensor | None, ...], first_step: int, *, num_steps: int = 0, start_grad: Tensor | None = None
+) -> None:
+    """Look at the energies before and after each of some steps, and at state and gradient after the last; one host sync if all is well.
+
+    values[0], before the steps, is known to be finite unless there is a start_grad: the gradient there.
+    """
+    energies = torch.stack(values)
+    # A finite sum has finite terms; only if it is not finite are the terms looked at one by one.
+    total = energies.sum()
     for tensor in tensors:
         if tensor is not None:
             total = total + tensor.sum(dtype=torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype)
     if math.isfinite(total.item()):
         return
     bad = ~energies.isfinite()
-    bad[0] = False
+    if start_grad is not None:
+        bad[0] |= ~_finite_rows(start_grad)
     if bool(bad.any()):
-        step = int(bad.any(1).nonzero()[0])
-        chains, last = bad[step], energies[step - 1]
+        index = int(bad.any(1).nonzero()[0])
+        chains = bad[index]
     else:
-        step, last = num_steps, energies[-1]
-        chains = torch.zeros_like(bad[0])
+        index, chains = num_steps, torch.zeros_like(bad[0])
         for tensor in tensors:
             if tensor is not None:
                 chains = chains | ~_finite_rows(tensor)
         if not bool(chains.any()):
             return
     indices = chains.nonzero().flatten().tolist()
-    last_energies = last[chains].tolist()
-    at = first_step + step - 1 if first_step >= 0 else -1
-    where = "the starting point is" if at < 0 else f"the result of step {at} is"
+    last = energies[min(index, len(energies)) - 1][chains].tolist() if index > 0 else [math.nan] * len(indices)
+    step = first_step + index - 1
+    where = "the starting point is" if step < 0 else f"the result of step {step} is"
     shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
     raise DivergenceError(
         f"Langevin: {where} not finite (x, energy or gradient) in {len(indices)} of {len(chains)} chains ({shown}; last finite energies "
-        f"{', '.join(f'{e:.6g}' for e in last_energies[:8])}). Lower step_size, clip the gradient, clamp the state, or choose on_divergence.",
+        f"{', '.join(f'{e:.6g}' for e in last[:8])}). Lower step_size, clip the gradient, clamp the state, or choose on_divergence.",
         chains=indices,
-        step=at,
-        last_energies=last_energies,
+        step=step,
+        last_energies=last,
     )
