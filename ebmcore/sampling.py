@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ebmcore.types import EnergyFn, Key, Sampler
+from ebmcore.types import EnergyFn, Key, Sampler, bounded_int
 
 
 class Trace(NamedTuple):
@@ -59,11 +59,9 @@ def sample(
         TypeError, ValueError: for counts that are not as above.
         MemoryError: the kept states do not fit; thin more, or record less.
     """
-    for name, value, low in (("num_steps", num_steps, 0), ("num_warmup", num_warmup, 0), ("thinning", thinning, 1)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"sample: {name} must be an int, got {value!r}")
-        if value < low:
-            raise ValueError(f"sample: {name} must be >= {low}, got {value}")
+    num_steps = bounded_int(num_steps, "num_steps", "sample")
+    num_warmup = bounded_int(num_warmup, "num_warmup", "sample")
+    thinning = bounded_int(thinning, "thinning", "sample", low=1)
     if thinning > max(num_steps, 1):
         raise ValueError(f"sample: thinning must be at most num_steps={num_steps}, got {thinning}: nothing would be kept")
     state = sampler.init(energy, x, seed=seed)

@@ -5,7 +5,6 @@ Imports nothing else of the package.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -34,15 +33,14 @@ class DivergenceError(RuntimeError):
         self.last_energies = last_energies
 
 
-def _bounded_int(value: Any, name: str, bits: int) -> int:
-    if isinstance(value, bool | Tensor):
-        raise TypeError(f"Key: {name} must be an int with 0 <= {name} < 2**{bits}, got {value!r}")
-    try:
-        number = operator.index(value)  # takes NumPy integers, refuses float and str
-    except TypeError:
-        raise TypeError(f"Key: {name} must be an int with 0 <= {name} < 2**{bits}, got {value!r}") from None
-    if not 0 <= number < 2**bits:
-        raise ValueError(f"Key: {name} must be an int with 0 <= {name} < 2**{bits}, got {number}")
+def bounded_int(value: Any, name: str, caller: str, low: int = 0, high: int | None = None) -> int:
+    """`value` as an int with low <= value < high; NumPy integers pass, bools, floats, strings and tensors do not."""
+    wanted = f"an int >= {low}" if high is None else f"an int in [{low}, {high if high < 2**16 else f'2**{high.bit_length() - 1}'})"
+    if isinstance(value, bool | Tensor) or not hasattr(value, "__index__"):
+        raise TypeError(f"{caller}: {name} must be {wanted}, got {value!r}")
+    number = int(value)
+    if number < low or (high is not None and number >= high):
+        raise ValueError(f"{caller}: {name} must be {wanted}, got {number}")
     return number
 
 
@@ -65,9 +63,9 @@ class Key:
     __slots__ = ("tensor",)
 
     def __init__(self, seed: int, step: int = 0, first_chain: int = 0) -> None:
-        seed = _bounded_int(seed, "seed", SEED_BITS)
-        step = _bounded_int(step, "step", STEP_BITS)
-        first_chain = _bounded_int(first_chain, "first_chain", CHAIN_BITS)
+        seed = bounded_int(seed, "seed", "Key", high=2**SEED_BITS)
+        step = bounded_int(step, "step", "Key", high=2**STEP_BITS)
+        first_chain = bounded_int(first_chain, "first_chain", "Key", high=2**CHAIN_BITS)
         signed_seed = seed - 2**64 if seed >= 2**63 else seed
         self.tensor = torch.tensor([signed_seed, step, first_chain], dtype=torch.int64)
 

@@ -24,7 +24,7 @@ EBM_HD F32 neg_two_log(F32 x) {
 
 // cos and sin of 2π · turn · 2^-32: quadrant from the two high bits, polynomials (errors 3e-8, 4e-9) on the rest in [-π/4, π/4).
 EBM_HD void cos_sin_turn(U32 turn, F32& c, F32& s) {
-    F32 a = to_float((I32)(turn << 2)) * 3.65723698e-10f;  // 2π / 2^34
+    F32 a = to_float((I32)(turn << 2)) * 3.6572952e-10f;  // 2π / 2^34
     F32 a2 = a * a;
     F32 sin_a = ((-0.0001951729898f * a2 + 0.008332178146f) * a2 + -0.1666665494f) * a2 * a + a;
     F32 cos_a = ((-0.001359782311f * a2 + 0.04165629458f) * a2 + -0.4999989478f) * a2 + 1.0f;

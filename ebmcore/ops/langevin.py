@@ -16,7 +16,7 @@ from torch import Tensor
 from ebmcore import _native
 from ebmcore.ops.random import MAX_BLOCKS, Stream, normal
 from ebmcore.ops.registration import STATE_DTYPES, key_tensor, number, register, require_device
-from ebmcore.types import Key
+from ebmcore.types import Key, bounded_int
 
 Array = TypeVar("Array", Tensor, "np.ndarray[Any, Any]")
 
@@ -83,9 +83,9 @@ def _check_like(value: Any, x: Tensor, name: str, caller: str) -> None:
         raise ValueError(f"{caller}: {name} must be on {x.device}, got {value.device}")
 
 
-def _check_writable(tensor: Tensor, name: str, caller: str) -> None:
-    if tensor.requires_grad and torch.is_grad_enabled():
-        raise ValueError(f"{caller}: {name} is written in place and must not require grad")
+def _check_writable(tensor: Tensor, name: str, caller: str, *inputs: Tensor) -> None:
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (tensor, *inputs)):
+        raise ValueError(f"{caller}: {name} is written in place, without a graph, so it and the inputs must not require grad")
     if not tensor.is_contiguous() and any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
         raise ValueError(f"{caller}: {name} is written in place and must not be expanded, got strides {tensor.stride()}")
 
@@ -103,7 +103,7 @@ def step_arguments(
     clip_grad = math.inf if clip_grad is None else number(clip_grad, "clip_grad", caller, low=0.0, strict=True)
     clip_grad_norm = math.inf if clip_grad_norm is None else number(clip_grad_norm, "clip_grad_norm", caller, low=0.0, strict=True)
     clamp_min, clamp_max = bounds(clamp, caller)
-    return step_size, noise_std, clip_grad, clip_grad_norm, clamp_min, clamp_max, int(stream)
+    return step_size, noise_std, clip_grad, clip_grad_norm, clamp_min, clamp_max, bounded_int(stream, "stream", caller, high=256)
 
 
 def step_into(out: Tensor | None, x: Tensor, grad: Tensor, key: Tensor, arguments: StepArguments) -> Tensor:
@@ -201,7 +201,7 @@ def langevin_step(
         x', shaped and typed as x (`out` if given). If x or grad requires grad, it is computed by the differentiable
         `langevin_step_reference`, to the same bits but for clip_grad_norm's last one.
 
-    A NaN in x or grad, or an infinite gradient under clipping, gives NaN; it is never replaced by a number.
+    A NaN in x or grad, or an infinite gradient under clipping or clamp, gives NaN; it is never replaced by a number.
 
     Raises:
         TypeError, ValueError: for arguments that are not as above. Nothing was written then.
@@ -213,7 +213,7 @@ def langevin_step(
     arguments = step_arguments("langevin_step", step_size, noise_std, clip_grad, clip_grad_norm, clamp, stream)
     if out is not None:
         _check_like(out, x, "out", "langevin_step")
-        _check_writable(out, "out", "langevin_step")
+        _check_writable(out, "out", "langevin_step", x, grad)
     elif torch.is_grad_enabled() and (x.requires_grad or grad.requires_grad):
         return langevin_step_reference(
             x,
@@ -246,7 +246,7 @@ def langevin_step_(
         _numpy_step(x, grad, x, step_size, noise_std, key, clip_grad, clip_grad_norm, clamp, stream)
         return x
     tensor = _prepare("langevin_step_", x, grad, key)
-    _check_writable(x, "x", "langevin_step_")
+    _check_writable(x, "x", "langevin_step_", grad)
     return step_into(x, x, grad, tensor, step_arguments("langevin_step_", step_size, noise_std, clip_grad, clip_grad_norm, clamp, stream))
 
 
@@ -304,6 +304,8 @@ def langevin_step_reference(
         g = g * scale.to(compute).reshape(-1, *[1] * (x.dim() - 1))
     if clip_grad is not None:
         g = g.clamp(-clip_grad, clip_grad) + (g - g)
+    elif clamp is not None:
+        g = g + (g - g)
     y = y - g * step_size
     if noise_std != 0.0:
         y = y + normal(x.shape, key=key, stream=stream, dtype=compute, device=x.device) * noise_std

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ebmcore import _native
 from ebmcore.ops.registration import key_tensor, number, register, require_device
-from ebmcore.types import Key
+from ebmcore.types import Key, bounded_int
 
 MAX_BLOCKS = 2**32  # of a chain: the counter's first word
 
@@ -69,23 +69,23 @@ def _draw(
     device: torch.device | str | None,
     threshold: int = 0,
 ) -> Tensor:
-    if isinstance(shape, int) or len(shape) < 1 or any(n < 0 for n in shape):
-        raise ValueError(f"{kind}: shape must be (num_chains, *event), got {shape!r}")
-    if dtype not in (torch.float32, torch.float64, torch.uint32):
+    if not isinstance(shape, Sequence) or len(shape) < 1 or any(not isinstance(n, int | torch.SymInt) or n < 0 for n in shape):
+        raise ValueError(f"{kind}: shape must be (num_chains, *event) of ints >= 0, got {shape!r}")
+    if dtype not in (torch.float32, torch.float64) and kind != "philox":
         raise TypeError(f"{kind}: dtype must be torch.float32 or torch.float64, got {dtype}")
-    if not 0 <= stream < 256:
-        raise ValueError(f"{kind}: stream must be in [0, 256), got {stream}")
+    stream = bounded_int(stream, "stream", kind, high=256)
+    first_block = bounded_int(first_block, "first_block", kind)
     event = 1
     for n in shape[1:]:
         event *= n
     per_block = _ELEMENTS_PER_BLOCK[kind][dtype == torch.float64]
-    if first_block < 0 or first_block + -(-event // per_block) > MAX_BLOCKS:
+    if first_block + -(-event // per_block) > MAX_BLOCKS:
         raise ValueError(f"{kind}: a chain has 2**32 blocks of {per_block} elements, got first_block={first_block} and {event} elements")
     tensor = key.tensor if isinstance(key, Key) else key
     target = torch.device(device) if device is not None else tensor.device if isinstance(tensor, Tensor) else torch.device("cpu")
     tensor = key_tensor(key, target, kind)
     require_device(target, kind)
-    result: Tensor = _OPS[kind](list(shape), tensor, int(stream), int(first_block), threshold, dtype)
+    result: Tensor = _OPS[kind](list(shape), tensor, stream, first_block, threshold, dtype)
     return result
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from ebmcore import ops
 from ebmcore.gradients import check_state, energy_and_grad
 from ebmcore.ops.langevin import StepArguments, bounds, step_arguments, step_into
 from ebmcore.ops.registration import number
-from ebmcore.types import DivergenceError, EnergyFn, Key
+from ebmcore.types import STEP_BITS, DivergenceError, EnergyFn, Key, bounded_int
 
 Schedule = Callable[[int], float]
 
@@ -146,7 +145,7 @@ class Langevin:
 
     def advance(self, energy: EnergyFn, state: LangevinState, num_steps: int) -> tuple[LangevinState, LangevinInfo]:
         """`num_steps` steps, to the same bits as that many calls of `step`. One energy evaluation each."""
-        num_steps = check_num_steps(num_steps, "Langevin.advance")
+        num_steps = bounded_int(num_steps, "num_steps", "Langevin.advance", high=2**STEP_BITS)
         num_restarts = torch.zeros(len(state.x), dtype=torch.int64, device=state.x.device)
         if num_steps == 0 or len(state.x) == 0:
             return state, LangevinInfo(torch.zeros_like(state.is_diverged), num_restarts)
@@ -167,7 +166,7 @@ class Langevin:
         The same states as init and advance give; these cost one evaluation more, for the energy of the last state.
         """
         check_state(x, "Langevin")
-        num_steps = check_num_steps(num_steps, "Langevin")
+        num_steps = bounded_int(num_steps, "num_steps", "Langevin", high=2**STEP_BITS)
         if num_steps == 0 or len(x) == 0:
             return _own(x)
         if self.on_divergence != "raise":
@@ -262,19 +261,6 @@ class Langevin:
             value = torch.where(bad, back_value, new_value)
             grad = None if new_grad is None or back_grad is None else torch.where(rows, back_grad, new_grad)
         return x, value, grad, diverged, restarts
-
-
-def check_num_steps(num_steps: Any, caller: str) -> int:
-    """`num_steps` as an int >= 0."""
-    try:
-        if isinstance(num_steps, bool):
-            raise TypeError
-        count = operator.index(num_steps)
-    except TypeError:
-        raise TypeError(f"{caller}: num_steps must be an int >= 0, got {num_steps!r}") from None
-    if not 0 <= count < 2**48:
-        raise ValueError(f"{caller}: num_steps must be an int >= 0 and < 2**48, got {count}")
-    return count
 
 
 def _own(x: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ebmcore import ops
 from ebmcore.training.checkpoint import Checkpoint
-from ebmcore.training.replay_buffer import ReplayBuffer, check_count
-from ebmcore.types import DivergenceError, EnergyFn, Key, Sampler
+from ebmcore.training.replay_buffer import ReplayBuffer
+from ebmcore.types import DivergenceError, EnergyFn, Key, Sampler, bounded_int
 
 Loss = Callable[[EnergyFn, Tensor, Tensor], Tensor]
 """(energy, x_data, x_model) -> scalar, for instance `losses.contrastive_divergence`."""
@@ -111,10 +111,10 @@ def fit(
     """
     device = _check_data(energy, data, buffer, batch_size)
     _check_settings(ema_decay, max_grad_norm, data_noise_std, checkpoint, checkpoint_every, resume)
-    num_steps, log_every = check_count(num_steps, "fit", "num_steps"), check_count(log_every, "fit", "log_every")
+    num_steps, log_every = bounded_int(num_steps, "num_steps", "fit", low=1), bounded_int(log_every, "log_every", "fit", low=1)
     if num_iterations is None:
-        num_iterations = check_count(num_epochs, "fit", "num_epochs") * (len(data) // batch_size)
-    num_iterations = check_count(num_iterations, "fit", "num_iterations")
+        num_iterations = bounded_int(num_epochs, "num_epochs", "fit", low=1) * (len(data) // batch_size)
+    num_iterations = bounded_int(num_iterations, "num_iterations", "fit", low=1)
     if optimizer is None:
         optimizer = torch.optim.Adam(energy.parameters(), lr=1e-4, betas=(0.0, 0.999))
     average = None
@@ -234,7 +234,7 @@ def _check_data(energy: nn.Module, data: Tensor, buffer: ReplayBuffer | None, ba
         raise ValueError("fit: energy must have parameters, got none")
     if not isinstance(data, Tensor):
         raise TypeError(f"fit: data must be a torch.Tensor, got {type(data).__name__}")
-    if data.dim() < 1 or check_count(batch_size, "fit", "batch_size") > len(data):
+    if data.dim() < 1 or bounded_int(batch_size, "batch_size", "fit", low=1) > len(data):
         raise ValueError(f"fit: data must have shape (num_data, *event) with num_data >= batch_size {batch_size}, got {tuple(data.shape)}")
     if not data.isfinite().all():
         raise ValueError("fit: data must be finite, got NaN or infinity")
@@ -262,7 +262,7 @@ def _check_settings(
     if not (math.isfinite(data_noise_std) and data_noise_std >= 0):
         raise ValueError(f"fit: data_noise_std must be finite and >= 0, got {data_noise_std}")
     if checkpoint_every is not None:
-        check_count(checkpoint_every, "fit", "checkpoint_every")
+        bounded_int(checkpoint_every, "checkpoint_every", "fit", low=1)
     if checkpoint is None and (checkpoint_every is not None or resume):
         raise ValueError("fit: checkpoint must be given for checkpoint_every and resume, got None")
     if checkpoint is not None and not Path(checkpoint).parent.is_dir():

@@ -6,7 +6,6 @@ A draw is a pure function of the buffer's key: one Philox block per slot ranks t
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ebmcore import ops
-from ebmcore.types import DivergenceError, Key
+from ebmcore.types import DivergenceError, Key, bounded_int
 
 Init = Callable[[tuple[int, ...], Key], Tensor]
 """(shape, key) -> fresh chains of that shape; row i should depend on (key, i) only."""
@@ -67,8 +66,8 @@ class ReplayBuffer:
         device: torch.device | str | None = None,
         seed: int | Key | None = None,
     ) -> None:
-        self.capacity = check_count(capacity, "ReplayBuffer", "capacity")
-        self.event_shape = tuple(check_count(size, "ReplayBuffer", "event_shape") for size in event_shape)
+        self.capacity = bounded_int(capacity, "capacity", "ReplayBuffer", low=1)
+        self.event_shape = tuple(bounded_int(size, "event_shape", "ReplayBuffer", low=1) for size in event_shape)
         if not 0 <= reinit_prob <= 1:
             raise ValueError(f"ReplayBuffer: reinit_prob must be in [0, 1], got {reinit_prob}")
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
@@ -77,7 +76,7 @@ class ReplayBuffer:
             raise ValueError(f"ReplayBuffer: storage must be None or 'uint8', got {storage!r}")
         if not dtype.is_floating_point and (init is None or storage is not None):
             raise TypeError(f"ReplayBuffer: dtype must be floating unless init is given and storage is not, got {dtype}")
-        if num_classes is not None and check_count(num_classes, "ReplayBuffer", "num_classes") > self.capacity:
+        if num_classes is not None and bounded_int(num_classes, "num_classes", "ReplayBuffer", low=1) > self.capacity:
             raise ValueError(f"ReplayBuffer: num_classes must be at most capacity {capacity}, got {num_classes}")
         self.reinit_prob, self.low, self.high, self.init, self.dtype, self.num_classes = reinit_prob, low, high, init, dtype, num_classes
 
@@ -112,7 +111,7 @@ class ReplayBuffer:
         Returns:
             slots (n,) int64 and x0 (n, *event), a copy. The buffer itself keeps a chain that starts afresh until `put`.
         """
-        if check_count(n, "ReplayBuffer.draw", "n") > self.capacity:
+        if bounded_int(n, "n", "ReplayBuffer.draw", low=1) > self.capacity:
             raise ValueError(f"ReplayBuffer.draw: n must be at most capacity {self.capacity}, got {n}")
         u = ops.uniform((self.capacity, 2), key=self.key, stream=ops.Stream.BUFFER, dtype=torch.float64, device=self.device)
         slots = u[:, 0].topk(n, largest=False).indices if labels is None else self._slots_of(labels, n, u[:, 0])
@@ -220,15 +219,6 @@ class ReplayBuffer:
         if not self._is_storable(x, self._encode(x)).all():
             got = f"[{x.min().item()}, {x.max().item()}]"
             raise ValueError(f"ReplayBuffer.{caller}: x must be in [{self.low}, {self.high}] for storage='uint8', got values in {got}")
-
-
-def check_count(value: Any, caller: str, name: str) -> int:
-    """`value` as an int, unless it is something else or below 1."""
-    if isinstance(value, (bool, Tensor)) or not hasattr(value, "__index__"):
-        raise TypeError(f"{caller}: {name} must be an int >= 1, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{caller}: {name} must be an int >= 1, got {value}")
-    return operator.index(value)
 
 
 def _kind(value: Any) -> str:

@@ -1,0 +1,5 @@
+"""`python -m ebmcore`."""
+
+from ebmcore.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,3 @@
+from ebmcore.energies.networks import MLP, ConvNet
+
+__all__ = ["MLP", "ConvNet"]

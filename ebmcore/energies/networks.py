@@ -1,0 +1,111 @@
+"""Small neural energies: a perceptron for vectors and a convolutional net for images.
+
+Both use a smooth activation and no batch norm. The chains follow ∇E, and with ReLU that is piecewise constant: it says nothing
+about curvature, and losses that differentiate it once more (score matching) see zero. Batch norm would make the energy of one chain
+depend on the others in its batch, so that no p(x) ∝ exp(-E(x)) belongs to it.
+Left out: residual blocks and spectral norm (Du & Mordatch 2019), which energies for larger images want.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+Activation = Callable[[], nn.Module]
+"""A module without parameters, anew for each layer: `nn.SiLU`, `nn.GELU`, `nn.Softplus`."""
+
+
+class MLP(nn.Module):
+    """E(x) = w · a(W_k ... a(W_1 x + b_1) ... + b_k) + c.
+
+    Args:
+        num_inputs: size of one chain's event, which is flattened.
+        hidden: widths of the hidden layers.
+        activation: called once for each layer.
+
+    Raises:
+        TypeError, ValueError: for sizes that are not ints of at least 1.
+    """
+
+    def __init__(self, num_inputs: int, hidden: Sequence[int] = (128, 128), activation: Activation = nn.SiLU) -> None:
+        super().__init__()
+        widths = (_size(num_inputs, "MLP", "num_inputs"), *_sizes(hidden, "MLP", "hidden"))
+        self.num_inputs = widths[0]
+        layers: list[nn.Module] = []
+        for width, next_width in pairwise(widths):
+            layers += [nn.Linear(width, next_width), activation()]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (num_chains, *event) with num_inputs elements in each event. Returns the energies, (num_chains,)."""
+        if x.dim() < 1 or x.shape[1:].numel() != self.num_inputs:
+            raise ValueError(f"MLP: x must have shape (num_chains, *event) with {self.num_inputs} elements an event, got {tuple(x.shape)}")
+        energies: Tensor = self.layers(x.flatten(1) if x.dim() > 1 else x[:, None]).squeeze(1)
+        return energies
+
+
+class ConvNet(nn.Module):
+    """Convolutions that halve an image down to 4 x 4 or less, then one hidden layer on all that is left.
+
+    Halving is a 4 x 4 kernel of stride 2: a stride that divides the kernel reaches every pixel equally often, so that ∇E has no
+    checkerboard in it, which chains would draw. Once the map is 4 x 4, kernels are 3 x 3 of stride 1. There is no pooling over places:
+    where a stroke stands is part of what makes a digit.
+
+    Args:
+        image_shape: (num_channels, height, width), the sides at least 8.
+        channels: of each convolution; None for 32, 64, ... with as many as it takes to come to 4 x 4, and at least two.
+        hidden: width of the layer behind the convolutions.
+        activation: called once for each layer.
+
+    Raises:
+        TypeError, ValueError: for sizes that are not ints in their range.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int] = (1, 28, 28),
+        channels: Sequence[int] | None = None,
+        hidden: int = 128,
+        activation: Activation = nn.SiLU,
+    ) -> None:
+        super().__init__()
+        self.image_shape = _sizes(image_shape, "ConvNet", "image_shape")
+        if len(self.image_shape) != 3 or min(self.image_shape[1:]) < 8:
+            raise ValueError(f"ConvNet: image_shape must be (num_channels, height, width) with sides of at least 8, got {self.image_shape}")
+        depth, height, width = self.image_shape
+        if channels is None:
+            num_halvings = next(k for k in range(1, 64) if max(height, width) >> k <= 4)
+            channels = [32 * 2**i for i in range(max(2, num_halvings))]
+        layers: list[nn.Module] = []
+        for next_depth in _sizes(channels, "ConvNet", "channels"):
+            if max(height, width) > 4 and min(height, width) > 1:
+                layers += [nn.Conv2d(depth, next_depth, kernel_size=4, stride=2, padding=1), activation()]
+                height, width = height // 2, width // 2
+            else:
+                layers += [nn.Conv2d(depth, next_depth, kernel_size=3, padding=1), activation()]
+            depth = next_depth
+        num_features, hidden = depth * height * width, _size(hidden, "ConvNet", "hidden")
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(num_features, hidden), activation(), nn.Linear(hidden, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (num_chains, *image_shape). Returns the energies, (num_chains,)."""
+        if x.dim() != 4 or x.shape[1:] != self.image_shape:
+            raise ValueError(f"ConvNet: x must have shape (num_chains, {', '.join(map(str, self.image_shape))}), got {tuple(x.shape)}")
+        energies: Tensor = self.layers(x).squeeze(1)
+        return energies
+
+
+def _size(value: int, caller: str, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{caller}: {name} must be an int >= 1, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{caller}: {name} must be an int >= 1, got {value}")
+    return value
+
+
+def _sizes(values: Sequence[int], caller: str, name: str) -> tuple[int, ...]:
+    if isinstance(values, int) or not isinstance(values, Sequence):
+        raise TypeError(f"{caller}: {name} must be a sequence of ints, got {values!r}")
+    return tuple(_size(value, caller, name) for value in values)
