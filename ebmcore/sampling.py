@@ -74,30 +74,32 @@ def sample(
             size = num_kept * state.x.numel() * state.x.element_size()
             raise MemoryError(f"sample: {num_kept} states need {size:.3g} bytes; raise thinning or pass record=") from error
     infos: list[Any] = []
+    num_done = 0
     try:
         with _progress_bar(num_warmup + num_steps, progress) as update:
             for count in _slices(num_warmup, 100):
                 state, _ = sampler.advance(energy, state, count)
                 update(count)
             for i in range(num_kept):
-                state, info = sampler.advance(energy, state, thinning)
+                new_state, info = sampler.advance(energy, state, thinning)
                 infos.append(info)
                 if record is None:
-                    kept[i] = state.x
+                    kept[i] = new_state.x
                 else:
-                    kept.append(record(state, info))
+                    kept.append(record(new_state, info))
+                state, num_done = new_state, i + 1  # together: an interrupt finds as many kept states as the state has been through
                 update(thinning)
-            state, _ = sampler.advance(energy, state, num_steps - num_kept * thinning)
+            rest = num_steps - num_kept * thinning
+            state, _ = sampler.advance(energy, state, rest)
+            update(rest)
     except KeyboardInterrupt as interrupt:
-        interrupt.trace = _trace(kept, state, infos)  # type: ignore[attr-defined]
+        interrupt.trace = _trace(kept[:num_done], state, infos[:num_done])  # type: ignore[attr-defined]
         raise
     return _trace(kept, state, infos)
 
 
 def _trace(kept: Any, state: Any, infos: list[Any]) -> Trace:
-    if isinstance(kept, Tensor):
-        kept = kept[: len(infos)]
-    elif kept and all(isinstance(item, Tensor) for item in kept):
+    if isinstance(kept, list) and kept and all(isinstance(item, Tensor) for item in kept):
         kept = torch.stack(kept)
     info = type(infos[0])(*map(torch.stack, zip(*infos, strict=True))) if infos else None
     return Trace(kept, state, info)

@@ -5,6 +5,7 @@ Imports nothing else of the package.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -36,7 +37,7 @@ class DivergenceError(RuntimeError):
 def bounded_int(value: Any, name: str, caller: str, low: int = 0, high: int | None = None) -> int:
     """`value` as an int with low <= value < high; NumPy integers pass, bools, floats, strings and tensors do not."""
     wanted = f"an int >= {low}" if high is None else f"an int in [{low}, {high if high < 2**16 else f'2**{high.bit_length() - 1}'})"
-    if isinstance(value, bool | Tensor) or not hasattr(value, "__index__"):
+    if isinstance(value, bool) or not isinstance(value, int | numbers.Integral):
         raise TypeError(f"{caller}: {name} must be {wanted}, got {value!r}")
     number = int(value)
     if number < low or (high is not None and number >= high):
@@ -72,6 +73,8 @@ class Key:
     @classmethod
     def from_tensor(cls, tensor: Tensor) -> Key:
         """The key that `tensor`, an int64 tensor [seed, step, first_chain], holds. Not copied and not read."""
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"Key.from_tensor: tensor must be a torch.Tensor, got {type(tensor).__name__}")
         if tensor.dtype != torch.int64 or tensor.shape != (3,):
             raise ValueError(f"Key.from_tensor: tensor must be int64 of shape (3,), got {tensor.dtype} of shape {tuple(tensor.shape)}")
         key = cls.__new__(cls)
@@ -100,7 +103,8 @@ class Key:
         return int(self.tensor[2])
 
     def advance(self, num_steps: int = 1) -> Key:
-        """The key `num_steps` steps on."""
+        """The key `num_steps` steps on, 0 <= num_steps < 2**48."""
+        num_steps = bounded_int(num_steps, "num_steps", "Key.advance", high=2**STEP_BITS)
         tensor = self.tensor.clone()
         tensor[1] += num_steps
         return Key.from_tensor(tensor)

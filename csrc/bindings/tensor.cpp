@@ -154,7 +154,12 @@ const int64_t* key_pointer(const py::handle& key, const TensorView& like, const 
     if (k.dtype != Dtype::int64) fail_type(op, "key", "must be int64");
     if (k.numel() != 3) fail_value(op, "key", "must hold [seed, step, first_chain], got " + std::to_string(k.numel()) + " elements");
     if (k.is_cuda != like.is_cuda || k.device_index != like.device_index) fail_value(op, "key", "must be on the device of the chains");
-    return static_cast<const int64_t*>(k.data);
+    const int64_t* numbers = static_cast<const int64_t*>(k.data);
+    // A key on a card is not read: that would wait for it.
+    if (!k.is_cuda && (numbers[1] < 0 || numbers[1] >> 48 != 0)) fail_value(op, "key", "must have 0 <= step < 2**48");
+    if (!k.is_cuda && (numbers[2] < 0 || numbers[2] > (int64_t{1} << 40) - like.num_chains))
+        fail_value(op, "key", "must have first_chain >= 0 and first_chain + num_chains <= 2**40");
+    return numbers;
 }
 
 void check_same(const TensorView& other, const TensorView& like, const char* op, const char* argument) {

@@ -119,6 +119,7 @@ class Langevin:
         step_size, noise_std = self._scales(0)
         return noise_std**2 / (2 * step_size)
 
+    @torch.inference_mode(False)
     def init(self, energy: EnergyFn, x: Tensor, *, seed: int | Key | None = None) -> LangevinState:
         """Chains at x, evaluated once. x is copied.
 
@@ -134,7 +135,7 @@ class Langevin:
         x = _own(x)
         key = Key.from_seed(0 if seed is None and len(x) == 0 else seed, x.device)
         value, grad = _evaluate(energy, x)
-        _raise_if_diverged([value], (x, grad), 0, start_grad=grad)
+        _raise_if_diverged([value], [grad.sum()], x, grad, first_step=0)
         carried = None if self.noise_first else grad
         start = (x, value, carried) if self.on_divergence == "restart" else None
         return LangevinState(x, value, carried, key, 0, torch.zeros(len(x), dtype=torch.bool, device=x.device), start)
@@ -143,6 +144,7 @@ class Langevin:
         """One step; `state` stays as it is."""
         return self.advance(energy, state, 1)
 
+    @torch.inference_mode(False)
     def advance(self, energy: EnergyFn, state: LangevinState, num_steps: int) -> tuple[LangevinState, LangevinInfo]:
         """`num_steps` steps, to the same bits as that many calls of `step`. One energy evaluation each."""
         num_steps = bounded_int(num_steps, "num_steps", "Langevin.advance", high=2**STEP_BITS)
@@ -160,6 +162,7 @@ class Langevin:
             is_diverged, num_restarts
         )
 
+    @torch.inference_mode(False)
     def __call__(self, energy: EnergyFn, x: Tensor, num_steps: int, *, seed: int | Key | None = None) -> Tensor:
         """Final states of `num_steps` steps from x, with exactly `num_steps` energy evaluations. Arguments and errors as `init`.
 
@@ -174,9 +177,9 @@ class Langevin:
         x = _own(x)
         key = Key.from_seed(seed, x.device)
         if self.noise_first:
-            return self._run(energy, x, torch.zeros(len(x), device=x.device, dtype=_energy_dtype(x)), None, key, 0, num_steps)[0]
+            return self._run(energy, x, None, None, key, 0, num_steps)[0]
         value, grad = energy_and_grad(energy, x)
-        return self._run(energy, x, value, grad, key, 0, num_steps, is_start=True)[0]
+        return self._run(energy, x, value, grad, key, 0, num_steps, evaluate_last=False)[0]
 
     def _scales(self, step: int) -> tuple[float, float]:
         step_size = number(self.step_size(step), "step_size(step)", "Langevin", low=0.0, strict=True) if callable(self.step_size) else self.step_size
@@ -207,33 +210,47 @@ class Langevin:
         out: Tensor | None,
         evaluate: bool = True,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The new state, and its energy and gradient."""
+        """The new state, and its energy and gradient; with noise_first those of the noisy point before it."""
         if self.noise_first:
             noise = ops.normal(x.shape, key=key, stream=ops.Stream.PROPOSAL, dtype=_energy_dtype(x), device=x.device)
             x = (x + noise * noise_std).to(x.dtype)
             value, grad = energy_and_grad(energy, x)
-            return step_into(out, x, grad, key, arguments), value, None
+            return step_into(out, x, grad, key, arguments), value, grad
         assert grad is not None
         x = step_into(out, x, grad, key, arguments)
         return (x, *energy_and_grad(energy, x)) if evaluate else (x, None, None)
 
     def _run(
-        self, energy: EnergyFn, x: Tensor, value: Tensor, grad: Tensor | None, key: Key, first: int, num_steps: int, is_start: bool = False
+        self,
+        energy: EnergyFn,
+        x: Tensor,
+        value: Tensor | None,
+        grad: Tensor | None,
+        key: Key,
+        first: int,
+        num_steps: int,
+        evaluate_last: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Steps in the buffer x, which is ours. At the start of a call the point itself is still unchecked, and the last one stays so."""
+        """Steps in the buffer x, which is ours. value is None at a start that is not evaluated."""
         schedule = self._schedule()
+        before = torch.full((len(x),), math.nan, dtype=_energy_dtype(x), device=x.device) if value is None else value
         for begin in range(0, num_steps, _CHECK_EVERY):
             count = min(_CHECK_EVERY, num_steps - begin)
             keys = (key.advance(begin) if begin else key).steps(count).unbind()
-            values, start_grad = [value], grad if is_start and begin == 0 else None
+            values = [before]
+            grad_sums = [before.new_zeros(()) if grad is None else grad.sum()]
             for i, step_key in enumerate(keys):
-                is_last = begin + i == num_steps - 1
-                x, new, grad = self._move(energy, x, grad, step_key, *schedule(first + begin + i), x, not (is_start and is_last))
-                if new is not None:
+                evaluate = evaluate_last or begin + i < num_steps - 1
+                x, new, grad = self._move(energy, x, grad, step_key, *schedule(first + begin + i), x, evaluate)
+                if new is not None and grad is not None:
                     values.append(new)
-            value = values[-1]
-            _raise_if_diverged(values, (x, grad) if begin + count == num_steps else (), begin, num_steps=count, start_grad=start_grad)
-        return x, value, grad
+                    grad_sums.append(grad.sum())
+            is_end = begin + count == num_steps
+            _raise_if_diverged(
+                values, grad_sums, x if is_end else None, grad, first_step=begin, num_steps=count, is_start_known=begin > 0 or value is not None
+            )
+            before = values[-1]
+        return x, before, None if self.noise_first else grad
 
     def _run_guarded(self, energy: EnergyFn, state: LangevinState, num_steps: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
         """Steps that put every diverged chain back to a finite state at once."""
@@ -284,42 +301,55 @@ def _finite_rows(x: Tensor) -> Tensor:
 
 
 def _raise_if_diverged(
-    values: list[Tensor], tensors: tuple[Tensor | None, ...], first_step: int, *, num_steps: int = 0, start_grad: Tensor | None = None
+    values: list[Tensor],
+    grad_sums: list[Tensor],
+    x: Tensor | None,
+    grad: Tensor | None,
+    *,
+    first_step: int,
+    num_steps: int = 0,
+    is_start_known: bool = True,
 ) -> None:
-    """Look at the energies before and after each of some steps, and at state and gradient after the last; one host sync if all is well.
+    """Look at the energies before and after each of some steps, at the sums of the gradients there, and at x after them.
 
-    values[0], before the steps, is known to be finite unless there is a start_grad: the gradient there.
+    One host sync if all is well: a finite sum has finite terms. Only if it is not finite are the terms looked at one by one.
     """
     energies = torch.stack(values)
-    # A finite sum has finite terms; only if it is not finite are the terms looked at one by one.
-    total = energies.sum()
-    for tensor in tensors:
-        if tensor is not None:
-            total = total + tensor.sum(dtype=torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype)
+    sums = torch.stack(grad_sums)
+    total = energies[0 if is_start_known else 1 :].sum() + sums.sum()
+    if x is not None:
+        total = total + x.sum(dtype=_energy_dtype(x))
     if math.isfinite(total.item()):
         return
     bad = ~energies.isfinite()
-    if start_grad is not None:
-        bad[0] |= ~_finite_rows(start_grad)
+    if not is_start_known:
+        bad[0] = False
+    is_bad_sum = (~sums.isfinite()).tolist()
+    index, last = len(values) - 1, energies[-1]
     if bool(bad.any()):
         index = int(bad.any(1).nonzero()[0])
-        chains = bad[index]
+        chains, last = bad[index], energies[max(index - 1, 0)]
+    elif x is not None and not bool(_finite_rows(x).all()):
+        index, chains = num_steps, ~_finite_rows(x)
     else:
-        index, chains = num_steps, torch.zeros_like(bad[0])
-        for tensor in tensors:
-            if tensor is not None:
-                chains = chains | ~_finite_rows(tensor)
-        if not bool(chains.any()):
-            return
+        chains = torch.zeros_like(bad[0]) if grad is None or not is_bad_sum[-1] else ~_finite_rows(grad)
+        is_bad_sum = []
+    if not bool(chains.any()):
+        return
+    # x is NaN a step after the gradient was, and then the energy: the sums tell that the gradient came first.
+    if 0 < index <= len(is_bad_sum) and is_bad_sum[index - 1]:
+        index, last = index - 1, energies[index - 1]
+    if index == 0:
+        last = torch.full_like(last, math.nan)
     indices = chains.nonzero().flatten().tolist()
-    last = energies[min(index, len(energies)) - 1][chains].tolist() if index > 0 else [math.nan] * len(indices)
+    last_energies = last[chains].tolist()
     step = first_step + index - 1
     where = "the starting point is" if step < 0 else f"the result of step {step} is"
     shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
     raise DivergenceError(
         f"Langevin: {where} not finite (x, energy or gradient) in {len(indices)} of {len(chains)} chains ({shown}; last finite energies "
-        f"{', '.join(f'{e:.6g}' for e in last[:8])}). Lower step_size, clip the gradient, clamp the state, or choose on_divergence.",
+        f"{', '.join(f'{e:.6g}' for e in last_energies[:8])}). Lower step_size, clip the gradient, clamp the state, or choose on_divergence.",
         chains=indices,
         step=step,
-        last_energies=last,
+        last_energies=last_energies,
     )

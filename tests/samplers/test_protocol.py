@@ -1,0 +1,138 @@
+"""What every sampler has in common. A new sampler adds a line to SAMPLERS; the rest follows."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from support.targets import Counting, assert_same_bits, quartic
+from torch import Tensor
+
+import ebmcore
+from ebmcore import Key, ops, sample
+from ebmcore.types import Info, State
+
+
+class Case(NamedTuple):
+    sampler: Any
+    energy: Callable[[Tensor], Tensor]  # each chain's arithmetic its own
+    x: Tensor
+
+
+X = ops.normal((64, 5), key=Key(1), dtype=torch.float64)
+SAMPLERS = {
+    "langevin": Case(ebmcore.Langevin(0.01), quartic, X),
+    "langevin, noise first": Case(ebmcore.Langevin(0.01, noise_first=True), quartic, X),
+    "langevin, freeze": Case(ebmcore.Langevin(0.01, on_divergence="freeze"), quartic, X),
+    "langevin, restart": Case(ebmcore.Langevin(0.01, on_divergence="restart"), quartic, X),
+}
+KEY = Key(3, 4, 5)
+cases = pytest.mark.parametrize("case", SAMPLERS.values(), ids=SAMPLERS)
+
+
+def test_none_is_forgotten():
+    """Every sampler that ebmcore hands out is in the list."""
+    public = {
+        value for value in vars(ebmcore).values() if inspect.isclass(value) and all(hasattr(value, name) for name in ("init", "step", "advance"))
+    }
+    assert public == {type(case.sampler) for case in SAMPLERS.values()}
+
+
+@cases
+def test_names_and_signatures(case):
+    sampler = type(case.sampler)
+    assert list(inspect.signature(sampler.init).parameters) == ["self", "energy", "x", "seed"]
+    assert list(inspect.signature(sampler.step).parameters) == ["self", "energy", "state"]
+    assert list(inspect.signature(sampler.advance).parameters) == ["self", "energy", "state", "num_steps"]
+    assert list(inspect.signature(sampler.__call__).parameters) == ["self", "energy", "x", "num_steps", "seed"]
+    for method in (sampler.init, sampler.__call__):
+        seed = inspect.signature(method).parameters["seed"]
+        assert (seed.kind, seed.default) == (inspect.Parameter.KEYWORD_ONLY, None)
+    assert sampler.__doc__
+
+
+@cases
+def test_states_and_infos(case):
+    state = case.sampler.init(case.energy, case.x, seed=KEY)
+    assert isinstance(state, State)
+    assert state.key == KEY
+    assert_same_bits(state.x, case.x)
+    torch.testing.assert_close(state.energy, case.energy(case.x))
+    state, info = case.sampler.step(case.energy, state)
+    assert isinstance(state, State)
+    assert isinstance(info, Info)
+    assert state.key == KEY.advance()
+    assert state.x.shape == case.x.shape
+    assert state.energy.shape == info.is_diverged.shape == (len(case.x),)
+    assert info.is_diverged.dtype == torch.bool
+
+
+@cases
+def test_hyperparameters_only(case):
+    """Frozen values: no energy, no state; equal ones do equal things."""
+    with pytest.raises(AttributeError):
+        case.sampler.anything = 1
+    twin = copy.deepcopy(case.sampler)
+    assert twin == case.sampler
+    assert_same_bits(twin(case.energy, case.x, 5, seed=KEY), case.sampler(case.energy, case.x, 5, seed=KEY))
+
+
+@cases
+def test_the_same_state_gives_the_same_result(case):
+    state = case.sampler.init(case.energy, case.x, seed=KEY)
+    before = state.x.clone(), state.key.tensor.clone()
+    results = [case.sampler.step(case.energy, state)[0].x for _ in range(2)]
+    assert_same_bits(results[0], results[1])
+    assert_same_bits(state.x, before[0])
+    assert torch.equal(state.key.tensor, before[1])
+
+
+@cases
+def test_x_is_never_modified(case):
+    before, version = case.x.clone(), case.x._version
+    case.sampler(case.energy, case.x, 5, seed=KEY)
+    case.sampler.advance(case.energy, case.sampler.init(case.energy, case.x, seed=KEY), 5)
+    assert_same_bits(case.x, before)
+    assert case.x._version == version
+
+
+@cases
+def test_advance_is_n_steps_is_a_call_is_sample(case):
+    start = case.sampler.init(case.energy, case.x, seed=KEY)
+    state = start
+    for _ in range(37):
+        state, _ = case.sampler.step(case.energy, state)
+    assert_same_bits(case.sampler.advance(case.energy, start, 37)[0].x, state.x)
+    assert_same_bits(case.sampler(case.energy, case.x, 37, seed=KEY), state.x)
+    assert_same_bits(sample(case.sampler, case.energy, case.x, 30, num_warmup=7, seed=KEY).x[-1], state.x)
+    assert case.sampler.advance(case.energy, start, 0)[0].key == KEY
+
+
+@cases
+def test_split_batches(case):
+    whole = case.sampler(case.energy, case.x, 10, seed=KEY)
+    parts = [case.sampler(case.energy, case.x[i : i + 16], 10, seed=KEY.shard(i)) for i in range(0, 64, 16)]
+    assert_same_bits(torch.cat(parts), whole)
+
+
+@cases
+def test_one_evaluation_per_step(case):
+    energy = Counting(case.energy)
+    state = case.sampler.init(energy, case.x, seed=KEY)
+    assert energy.count == 1
+    case.sampler.advance(energy, state, 25)
+    assert energy.count == 26
+
+
+@cases
+def test_the_global_generator_is_left_alone(case, untouched_generator):
+    case.sampler(case.energy, case.x, 3, seed=1)
+
+
+@cases
+def test_no_chains(case, untouched_generator):
+    assert case.sampler(case.energy, case.x[:0], 3).shape == (0, *case.x.shape[1:])
