@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.targets import assert_same_bits, quartic
 from torch import Tensor
 
 from ebmcore import Key, Langevin, ops, sample
 from ebmcore._native import core
 from ebmcore.samplers.langevin import LangevinState
+from support.targets import assert_same_bits, quartic
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 # Tails of every length behind whole tiles of 4, 8 and 16 lanes, several chains in a tile, one chain over several threads, an image.

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from support.targets import Counting, Gaussian, Network, quadratic
 
 from ebmcore.gradients import check_state, energy_and_grad
+from support.targets import Counting, Gaussian, Network, quadratic
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 

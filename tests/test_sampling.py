@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from support.targets import Counting, assert_same_bits, quartic
 
 from ebmcore import DivergenceError, Key, Langevin, Trace, ops, sample
+from support.targets import Counting, assert_same_bits, quartic
 
 SAMPLER = Langevin(0.01)
 KEY = Key(3, step=1)

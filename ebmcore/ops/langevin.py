@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ebmcore import _native
 from ebmcore.ops.random import MAX_BLOCKS, Stream, normal
-from ebmcore.ops.registration import STATE_DTYPES, key_tensor, number, register, require_device
+from ebmcore.ops.registration import STATE_DTYPES, is_plain, key_tensor, number, register, require_device
 from ebmcore.types import Key, bounded_int
 
 Array = TypeVar("Array", Tensor, "np.ndarray[Any, Any]")
@@ -25,19 +25,32 @@ _ARGUMENTS = (
 )
 
 
-def _launch(out: Tensor, x: Tensor, grad: Tensor, key: Tensor, *numbers: float) -> None:
-    *scalars, clip_grad_norm, clamp_min, clamp_max, stream = numbers
+def _launch(
+    out: Tensor,
+    x: Tensor,
+    grad: Tensor,
+    key: Tensor,
+    step_size: float,
+    noise_std: float,
+    clip_grad: float,
+    clip_grad_norm: float,
+    clamp_min: float,
+    clamp_max: float,
+    stream: int,
+) -> None:
     x = x.contiguous()
     target = out if out.is_contiguous() else torch.empty_like(x)
     workspace = None
     if clip_grad_norm < math.inf:
         segments = -(-x[:1].numel() // _native.core.NORM_SEGMENT)
         workspace = torch.empty(len(x) * (segments + 1), dtype=torch.float64, device=x.device)
-    _native.core.langevin_step(target, x, grad.contiguous(), key, *scalars, clip_grad_norm, clamp_min, clamp_max, workspace, int(stream))
-    if target is not out:
-        out.copy_(target)
-    else:
+    _native.core.langevin_step(
+        target, x, grad.contiguous(), key, step_size, noise_std, clip_grad, clip_grad_norm, clamp_min, clamp_max, workspace, stream
+    )
+    if target is out:
         torch.autograd.graph.increment_version(out)
+    else:
+        out.copy_(target)
 
 
 def _functional(x: Tensor, *arguments: Any) -> Tensor:
@@ -66,7 +79,7 @@ def _check_state(x: Any, name: str, caller: str) -> None:
         raise TypeError(f"{caller}: {name} must be a torch.Tensor or a numpy.ndarray, got {type(x).__name__}")
     if x.dtype not in STATE_DTYPES or x.layout != torch.strided:
         raise TypeError(f"{caller}: {name} must be dense float32, float64, bfloat16 or float16, got {x.dtype} ({x.layout})")
-    if x.dim() < 1 or 0 in x.shape[1:]:
+    if x.dim() < 1 or (x.numel() == 0 and 0 in x.shape[1:]):
         raise ValueError(f"{caller}: {name} must have shape (num_chains, *event) with a non-empty event, got {tuple(x.shape)}")
     if x.numel() > 2 * MAX_BLOCKS and x[:1].numel() > 2 * MAX_BLOCKS:
         raise ValueError(f"{caller}: a chain must have at most {2 * MAX_BLOCKS} elements, got {x[:1].numel()}")
@@ -107,7 +120,11 @@ def step_arguments(
 
 
 def step_into(out: Tensor | None, x: Tensor, grad: Tensor, key: Tensor, arguments: StepArguments) -> Tensor:
-    """`langevin_step` without its checks, for callers that own x and grad: two contiguous tensors of one dtype, shape and device."""
+    """`langevin_step` without its checks, for callers that own x and grad: tensors of one dtype, shape and device."""
+    if is_plain(x, grad, key):
+        out = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
+        _launch(out, x, grad, key, *arguments)
+        return out
     if out is None:
         result: Tensor = _langevin_step(x, grad, key, *arguments)
         return result

@@ -8,9 +8,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from support.truths import truth
 
 from ebmcore import Key, Langevin, ops
+from support.truths import truth
 
 MASK = 0xFFFFFFFF
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.targets import assert_same_bits
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ebmcore import Key, ops
+from support.targets import assert_same_bits
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 KEY = Key(12, step=3, first_chain=4)

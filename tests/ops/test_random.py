@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from support.statistics import assert_count, assert_counts, assert_law, assert_mean
-from support.targets import assert_same_bits
-from support.truths import truth
 from torch import Tensor
 
 from ebmcore import Key, ops
+from support.statistics import assert_count, assert_counts, assert_law, assert_mean
+from support.targets import assert_same_bits
+from support.truths import truth
 
 F32, F64 = torch.float32, torch.float64
 SHAPES = [(1, 2**20), (1000, 7), (300, 129), (5,), (3, 4, 5, 7)]

@@ -10,9 +10,9 @@ import threading
 import numpy as np
 import pytest
 import torch
-from support.targets import Counting, Network, Spoiled, assert_same_bits, quadratic, quartic
 
 from ebmcore import DivergenceError, Key, Langevin, ops
+from support.targets import Counting, Network, Spoiled, assert_same_bits, quadratic, quartic
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 KEY = Key(5, step=6, first_chain=7)

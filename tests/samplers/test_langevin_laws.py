@@ -10,11 +10,11 @@ import math
 
 import pytest
 import torch
+
+from ebmcore import Key, Langevin, ops
 from support.statistics import assert_gaussian, assert_mean
 from support.targets import Gaussian, logistic, two_modes
 from support.truths import truth
-
-from ebmcore import Key, Langevin, ops
 
 NUM_CHAINS = 100_000
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.targets import Network, quadratic
 from torch import Tensor
 
 from ebmcore import Key, Langevin, ops
+from support.targets import Network, quadratic
 
 KEY = Key(77, step=2, first_chain=5)
 

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from support.targets import Counting, assert_same_bits, quartic
 from torch import Tensor
 
 import ebmcore
 from ebmcore import Key, ops, sample
 from ebmcore.types import Info, State
+from support.targets import Counting, assert_same_bits, quartic
 
 
 class Case(NamedTuple):
