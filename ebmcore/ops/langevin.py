@@ -97,8 +97,9 @@ def _check_like(value: Any, x: Tensor, name: str, caller: str) -> None:
 
 
 def _check_writable(tensor: Tensor, name: str, caller: str, *inputs: Tensor) -> None:
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (tensor, *inputs)):
-        raise ValueError(f"{caller}: {name} is written in place, without a graph, so it and the inputs must not require grad")
+    for each in (tensor, *inputs):
+        if each.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{caller}: {name} is written in place, without a graph, so it and the inputs must not require grad")
     if not tensor.is_contiguous() and any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
         raise ValueError(f"{caller}: {name} is written in place and must not be expanded, got strides {tensor.stride()}")
 
