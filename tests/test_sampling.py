@@ -110,7 +110,6 @@ def test_zero_chains(untouched_generator):
     assert sample(SAMPLER, quartic, X[:0], 5).x.shape == (5, 0, 3)
 
 
-# FAILS, reported: the steps that fill no whole thinning are done but not shown.
 def test_progress(capfd):
     pytest.importorskip("tqdm")
     trace = sample(SAMPLER, quartic, X, 10, num_warmup=130, thinning=3, seed=KEY, progress=True)
@@ -167,7 +166,6 @@ def test_an_interrupt_leaves_a_trace(evaluation):
     assert done >= evaluation - 100  # at most a slice of the warm-up or a thinning is lost
 
 
-# FAILS, reported: a state advanced whose row is not kept, or a row counted that was never written.
 def test_an_interrupt_between_any_two_lines():
     """Wherever in sample() it strikes, no kept state is garbage and none is out of step with the state."""
     expected = states(8)

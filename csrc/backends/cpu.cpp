@@ -26,7 +26,7 @@ struct Tile<float> {
     static EBM_HD void values(const U64 (&even)[4], const U64 (&odd)[4], const Draw& draw, F32 (&out)[4]) {
         U32 w[4];
         EBM_UNROLL for (int j = 0; j < 4; ++j)
-            w[j] = (U32)((even[j] & 0xffffffffu) | (odd[j] << 32));
+            w[j] = merge(even[j], odd[j]);
         F32 v[4];
         draw(w, v);
         F64 lo01 = (F64)zip_lo32(v[0], v[1]), lo23 = (F64)zip_lo32(v[2], v[3]);

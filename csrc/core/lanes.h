@@ -1,6 +1,7 @@
 // Lanes: the number types of all maths above. One lane on CUDA; on the CPU a vector register of kLanes 32-bit lanes (or
 // kLanes / 2 lanes of 64 bits), written with the compiler's vector types, so that +, *, <, ?: and & mean the same on both.
-// What those operators lack is here, once per instruction set: widening multiply, square root, zips.
+// What those operators lack is here, once per instruction set: widening multiply, square root, zips, and `merge`, which makes
+// one vector of 32-bit lanes from the low halves of two of 64: even[0], odd[0], even[1], odd[1], ...
 #pragma once
 
 #include <cstdint>
@@ -89,6 +90,7 @@ EBM_HD void store(T* p, Vector v) {
 
 #if defined(__AVX512F__)
 EBM_HD U64 mul_wide(U64 a, uint32_t m) { return (U64)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(m)); }
+EBM_HD U32 merge(U64 even, U64 odd) { return (U32)_mm512_mask_shuffle_epi32((__m512i)even, 0xaaaa, (__m512i)odd, (_MM_PERM_ENUM)0xa0); }
 EBM_HD F32 square_root(F32 x) { return (F32)_mm512_sqrt_ps((__m512)x); }
 EBM_HD F64 square_root(F64 x) { return (F64)_mm512_sqrt_pd((__m512d)x); }
 EBM_HD F32 zip_lo32(F32 a, F32 b) { return (F32)_mm512_unpacklo_ps((__m512)a, (__m512)b); }
@@ -97,6 +99,7 @@ EBM_HD F64 zip_lo64(F64 a, F64 b) { return (F64)_mm512_unpacklo_pd((__m512d)a, (
 EBM_HD F64 zip_hi64(F64 a, F64 b) { return (F64)_mm512_unpackhi_pd((__m512d)a, (__m512d)b); }
 #elif defined(__AVX2__)
 EBM_HD U64 mul_wide(U64 a, uint32_t m) { return (U64)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(m)); }
+EBM_HD U32 merge(U64 even, U64 odd) { return (U32)_mm256_blend_epi32((__m256i)even, (__m256i)(odd << 32), 0xaa); }
 EBM_HD F32 square_root(F32 x) { return (F32)_mm256_sqrt_ps((__m256)x); }
 EBM_HD F64 square_root(F64 x) { return (F64)_mm256_sqrt_pd((__m256d)x); }
 EBM_HD F32 zip_lo32(F32 a, F32 b) { return (F32)_mm256_unpacklo_ps((__m256)a, (__m256)b); }
@@ -105,6 +108,7 @@ EBM_HD F64 zip_lo64(F64 a, F64 b) { return (F64)_mm256_unpacklo_pd((__m256d)a, (
 EBM_HD F64 zip_hi64(F64 a, F64 b) { return (F64)_mm256_unpackhi_pd((__m256d)a, (__m256d)b); }
 #elif defined(__x86_64__)
 EBM_HD U64 mul_wide(U64 a, uint32_t m) { return (U64)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(m)); }
+EBM_HD U32 merge(U64 even, U64 odd) { return (U32)((even & 0xffffffffu) | (odd << 32)); }
 EBM_HD F32 square_root(F32 x) { return (F32)_mm_sqrt_ps((__m128)x); }
 EBM_HD F64 square_root(F64 x) { return (F64)_mm_sqrt_pd((__m128d)x); }
 EBM_HD F32 zip_lo32(F32 a, F32 b) { return (F32)_mm_unpacklo_ps((__m128)a, (__m128)b); }
@@ -113,6 +117,7 @@ EBM_HD F64 zip_lo64(F64 a, F64 b) { return (F64)_mm_unpacklo_pd((__m128d)a, (__m
 EBM_HD F64 zip_hi64(F64 a, F64 b) { return (F64)_mm_unpackhi_pd((__m128d)a, (__m128d)b); }
 #elif defined(__aarch64__)
 EBM_HD U64 mul_wide(U64 a, uint32_t m) { return (U64)vmull_n_u32(vmovn_u64((uint64x2_t)a), m); }
+EBM_HD U32 merge(U64 even, U64 odd) { return (U32)vtrn1q_u32((uint32x4_t)even, (uint32x4_t)odd); }
 EBM_HD F32 square_root(F32 x) { return (F32)vsqrtq_f32((float32x4_t)x); }
 EBM_HD F64 square_root(F64 x) { return (F64)vsqrtq_f64((float64x2_t)x); }
 EBM_HD F32 zip_lo32(F32 a, F32 b) { return (F32)vzip1q_f32((float32x4_t)a, (float32x4_t)b); }

@@ -90,7 +90,7 @@ def test_box_muller_of_the_truths(device, cpu_target):
     assert float((z - expected).abs().max()) < 1e-6
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_normal_accuracy_float32(seed):
     """4 million draws against long double.
 
