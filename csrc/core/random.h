@@ -11,7 +11,7 @@ EBM_HD F32 uniform_of(U32 w) { return as_float((w >> 9) | 0x3f800000u) - 0.99999
 EBM_HD F64 uniform_of(U64 w) { return as_double((w >> 12) | 0x3ff0000000000000u) - 0.9999999999999999; }
 
 // Two standard normals (Box & Muller 1958). All 32 bits make the radius, so |z| reaches 6.7 (float64: 53 bits, 8.5). Towards
-// radius 0 a float has fewer: z is right to 1e-6 + 4e-8 / radius, never off by 2e-4.
+// radius 0 a float has fewer: z is right to 1e-6 + 4e-8 / radius, never off by 2.5e-4.
 EBM_HD void normal_pair(U32 radius, U32 angle, F32& z0, F32& z1) {
     F32 r = square_root(neg_two_log(to_float(radius) + 0.5f));
     F32 c, s;

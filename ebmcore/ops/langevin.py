@@ -322,7 +322,7 @@ def langevin_step_reference(
         g = g * scale.to(compute).reshape(-1, *[1] * (x.dim() - 1))
     if clip_grad is not None:
         g = g.clamp(-clip_grad, clip_grad) + (g - g)
-    elif clamp is not None:
+    elif clamp is not None and any(map(math.isfinite, clamp)):
         g = g + (g - g)
     y = y - g * step_size
     if noise_std != 0.0:

@@ -164,9 +164,10 @@ class Langevin:
 
     @torch.inference_mode(False)
     def __call__(self, energy: EnergyFn, x: Tensor, num_steps: int, *, seed: int | Key | None = None) -> Tensor:
-        """Final states of `num_steps` steps from x, with exactly `num_steps` energy evaluations. Arguments and errors as `init`.
+        """Final states of `num_steps` steps from x, the same as init and advance give. Arguments and errors as `init`.
 
-        The same states as init and advance give; these cost one evaluation more, for the energy of the last state.
+        Exactly `num_steps` energy evaluations, one fewer than init and advance: the last state's is not needed. With on_divergence
+        "freeze" or "restart" it is, to know whether the last step held.
         """
         check_state(x, "Langevin")
         num_steps = bounded_int(num_steps, "num_steps", "Langevin", high=2**STEP_BITS)
