@@ -36,13 +36,18 @@ class DivergenceError(RuntimeError):
 
 def bounded_int(value: Any, name: str, caller: str, low: int = 0, high: int | None = None) -> int:
     """`value` as an int with low <= value < high; NumPy integers pass, bools, floats, strings and tensors do not."""
-    wanted = f"an int >= {low}" if high is None else f"an int in [{low}, {high if high < 2**16 else f'2**{high.bit_length() - 1}'})"
     if isinstance(value, bool) or not isinstance(value, int | numbers.Integral):
-        raise TypeError(f"{caller}: {name} must be {wanted}, got {value!r}")
+        raise TypeError(f"{caller}: {name} must be {_range_text(low, high)}, got {value!r}")
     number = int(value)
     if number < low or (high is not None and number >= high):
-        raise ValueError(f"{caller}: {name} must be {wanted}, got {number}")
+        raise ValueError(f"{caller}: {name} must be {_range_text(low, high)}, got {number}")
     return number
+
+
+def _range_text(low: int, high: int | None) -> str:
+    if high is None:
+        return f"an int >= {low}"
+    return f"an int in [{low}, {high if high < 2**16 else f'2**{high.bit_length() - 1}'})"
 
 
 class Key:

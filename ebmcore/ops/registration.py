@@ -43,11 +43,12 @@ _num_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", None)
 _functorch_level = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", None)
 
 
-def is_plain(*tensors: Tensor) -> bool:
+def is_plain(a: Tensor, b: Tensor, c: Tensor) -> bool:
     """Whether an op on these may call its implementation at once: nothing traces, transforms or intercepts it. Dispatch costs 4 µs."""
     if _num_dispatch_modes is None or _functorch_level is None or torch.compiler.is_compiling():
         return False
-    return all(type(t) is Tensor for t in tensors) and _num_dispatch_modes() == 0 and _functorch_level() is None
+    is_tensor = type(a) is Tensor and type(b) is Tensor and type(c) is Tensor
+    return is_tensor and _num_dispatch_modes() == 0 and _functorch_level() is None
 
 
 def key_tensor(key: Key | Tensor, device: torch.device, caller: str) -> Tensor:
@@ -63,7 +64,9 @@ def key_tensor(key: Key | Tensor, device: torch.device, caller: str) -> Tensor:
 
 def number(value: Any, name: str, caller: str, *, low: float = -math.inf, strict: bool = False, finite: bool = True) -> float:
     """`value` as a float, at least `low` (above it if `strict`)."""
-    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
+    if type(value) is float and low < value < math.inf:  # what nearly all calls bring
+        return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{caller}: {name} must be a number, got {value!r}")
     x = float(value)
     if math.isnan(x) or (finite and math.isinf(x)) or x < low or (strict and x == low):
