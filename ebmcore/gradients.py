@@ -5,16 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ebmcore.types import EnergyFn
-
-_STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+from ebmcore.types import STATE_DTYPES, EnergyFn
 
 
 def check_state(x: Tensor, caller: str) -> None:
     """Raise unless x can be the state of continuous chains: floating, dense, (num_chains, *event) with at least one element a chain."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{caller}: x must be a torch.Tensor, got {type(x).__name__}")
-    if x.dtype not in _STATE_DTYPES:
+    if x.dtype not in STATE_DTYPES:
         raise TypeError(f"{caller}: x must be float32, float64, bfloat16 or float16, got {x.dtype}")
     if x.layout != torch.strided or x.is_nested:
         raise TypeError(f"{caller}: x must be a dense tensor, got layout {x.layout}")

@@ -15,6 +15,9 @@ from torch import Tensor
 EnergyFn = Callable[[Tensor], Tensor]
 """(num_chains, *event) -> (num_chains,); low energy is likely, p(x) ∝ exp(-E(x) / T)."""
 
+STATE_DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+"""Of continuous states; the two short ones are computed in float32."""
+
 SEED_BITS, STEP_BITS, CHAIN_BITS = 64, 48, 40
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ebmcore import _native
 from ebmcore.ops.random import MAX_BLOCKS, Stream, normal
-from ebmcore.ops.registration import STATE_DTYPES, is_plain, key_tensor, number, register, require_device
-from ebmcore.types import Key, bounded_int
+from ebmcore.ops.registration import is_plain, key_tensor, number, register, require_device
+from ebmcore.types import STATE_DTYPES, Key, bounded_int
 
 Array = TypeVar("Array", Tensor, "np.ndarray[Any, Any]")
 

@@ -18,8 +18,6 @@ from ebmcore.types import Key
 
 _library = torch.library.Library("ebmcore", "DEF")
 
-STATE_DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
-
 
 def register(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
     """Define `ebmcore::<schema>` for CPU and CUDA tensors and return the callable op."""
