@@ -1,8 +1,12 @@
-// The CPU backend: loop order and threads of every op. Compiled once per instruction set (EBM_TARGET).
+// The CPU backend: loop order and threads of every op. Compiled once per family and instruction set (EBM_TARGET).
 //
 // The elements of all chains are cut into Philox blocks, numbered through; a thread takes a range of them. Within a chain,
 // whole tiles (a block per lane) run over neighbouring blocks. What is left of a chain, or a chain shorter than a tile, is
 // queued block by block and runs in tiles whose lanes belong to different chains.
+#pragma once
+
+#include <cstdlib>
+
 #include "../kernels/langevin.h"
 #include "../kernels/random.h"
 #include "floating_point.h"
@@ -218,6 +222,7 @@ void norm_range(int64_t begin, int64_t end, void* context) {
     }
 }
 
+template <class T>
 void scale_range(int64_t begin, int64_t end, void* context) {
     DefaultFloatingPoint guard;
     const LangevinStepParams& p = *static_cast<const LangevinStepParams*>(context);
@@ -233,7 +238,7 @@ Status scale_gradients(const LangevinStepParams& p) {
     int64_t segments = (p.dim + kNormSegment - 1) / kNormSegment;
     int64_t segment_size = p.dim < kNormSegment ? p.dim : kNormSegment;
     parallel_for(p.num_chains * segments, 1 + 65536 / segment_size, norm_range<T>, &copy);
-    parallel_for(p.num_chains, kGrainBlocks, scale_range, &copy);
+    parallel_for(p.num_chains, kGrainBlocks, scale_range<T>, &copy);
     return nullptr;
 }
 
@@ -266,7 +271,34 @@ Status for_each_element(const Sink& sink, int64_t num_chains, int64_t dim, const
     return nullptr;
 }
 
+template <class Body>
+struct ChainJob {
+    const Body& body;
+    int64_t scratch_bytes;
+    bool* is_out_of_memory;
+
+    static void range(int64_t begin, int64_t end, void* context) {
+        DefaultFloatingPoint guard;
+        const ChainJob& job = *static_cast<const ChainJob*>(context);
+        int64_t bytes = (job.scratch_bytes + 63) / 64 * 64;
+        void* scratch = bytes ? std::aligned_alloc(64, static_cast<size_t>(bytes)) : nullptr;
+        if (bytes && !scratch) {
+            __atomic_store_n(job.is_out_of_memory, true, __ATOMIC_RELAXED);
+            return;
+        }
+        for (int64_t chain = begin; chain < end; ++chain) job.body.run(chain, scratch);
+        std::free(scratch);
+    }
+};
+
+// The scratch of a thread serves its chains one after another: it stays in the cache, and `workspace` is not used.
+template <class Body>
+Status for_each_chain(const Body& body, int64_t num_chains, int64_t grain, int64_t scratch_bytes, void*, const Place&) {
+    bool is_out_of_memory = false;
+    ChainJob<Body> job{body, scratch_bytes, &is_out_of_memory};
+    parallel_for(num_chains, grain, ChainJob<Body>::range, &job);
+    return is_out_of_memory ? "out of memory for the scratch of a thread" : nullptr;
+}
+
 }  // namespace
 EBM_END
-
-#include "ops.h"

@@ -2,6 +2,8 @@
 //
 // One thread computes one Philox block of one chain at a time, with the maths of csrc/core on single lanes. Nothing allocates,
 // synchronises or reads device data on the host, so every launch can be captured in a CUDA graph.
+#pragma once
+
 #include <cuda_runtime.h>
 
 #include <cstdio>
@@ -13,6 +15,7 @@ EBM_BEGIN
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kChainThreads = 64;  // whole chains: few and long
 constexpr int64_t kMaxBlocks = int64_t{1} << 22;
 
 // Launches on the device of the tensors and leaves the caller's current device as it was.
@@ -36,7 +39,7 @@ private:
     cudaError_t error_ = cudaSuccess;
 };
 
-template <class Launch>
+template <int kBlockThreads = kThreads, class Launch>
 Status launch(const Place& place, int64_t num_threads, Launch&& kernel) {
     DeviceGuard guard(place.device_index);
     if (guard.error() != cudaSuccess) return cudaGetErrorString(guard.error());
@@ -45,7 +48,7 @@ Status launch(const Place& place, int64_t num_threads, Launch&& kernel) {
         snprintf(text, sizeof text, "a CUDA error was pending before this call: %s", cudaGetErrorString(cudaGetLastError()));
         return text;
     }
-    int64_t blocks = (num_threads + kThreads - 1) / kThreads;
+    int64_t blocks = (num_threads + kBlockThreads - 1) / kBlockThreads;
     kernel(static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks), static_cast<cudaStream_t>(place.stream));
     cudaError_t error = cudaGetLastError();
     return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
@@ -107,6 +110,7 @@ __global__ void __launch_bounds__(kThreads) run_norms(LangevinStepParams p, int6
     }
 }
 
+template <class T>
 __global__ void __launch_bounds__(kThreads) run_scales(LangevinStepParams p, int64_t segments) {
     const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
     for (int64_t chain = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; chain < p.num_chains; chain += stride) {
@@ -120,7 +124,7 @@ Status scale_gradients(const LangevinStepParams& p) {
     Status status = launch(p.place, p.num_chains * segments * kNormLanes,
                            [&](unsigned grid, cudaStream_t on) { run_norms<T><<<grid, kThreads, 0, on>>>(p, segments); });
     if (status) return status;
-    return launch(p.place, p.num_chains, [&](unsigned grid, cudaStream_t on) { run_scales<<<grid, kThreads, 0, on>>>(p, segments); });
+    return launch(p.place, p.num_chains, [&](unsigned grid, cudaStream_t on) { run_scales<T><<<grid, kThreads, 0, on>>>(p, segments); });
 }
 
 template <class T, class Sink>
@@ -137,15 +141,21 @@ Status for_each_element(const Sink& sink, int64_t num_chains, int64_t dim, const
                   [&](unsigned grid, cudaStream_t on) { run_elements<T><<<grid, kThreads, 0, on>>>(sink, num_chains, dim); });
 }
 
-}  // namespace
-
-Status problem() {
-    int count = 0;
-    cudaError_t error = cudaGetDeviceCount(&count);
-    if (error != cudaSuccess) return cudaGetErrorString(error);
-    return count == 0 ? "no CUDA device" : nullptr;
+template <class Body>
+__global__ void __launch_bounds__(kChainThreads) run_chains(Body body, int64_t num_chains, int64_t scratch_bytes, char* workspace) {
+    const int64_t stride = static_cast<int64_t>(gridDim.x) * kChainThreads;
+    for (int64_t chain = static_cast<int64_t>(blockIdx.x) * kChainThreads + threadIdx.x; chain < num_chains; chain += stride) {
+        body.run(chain, workspace + chain * scratch_bytes);
+    }
 }
 
-EBM_END
+// One thread per chain. `workspace`: num_chains · scratch_bytes on the device, scratch_bytes a multiple of 64.
+template <class Body>
+Status for_each_chain(const Body& body, int64_t num_chains, int64_t, int64_t scratch_bytes, void* workspace, const Place& place) {
+    return launch<kChainThreads>(place, num_chains, [&](unsigned grid, cudaStream_t on) {
+        run_chains<<<grid, kChainThreads, 0, on>>>(body, num_chains, scratch_bytes, static_cast<char*>(workspace));
+    });
+}
 
-#include "ops.h"
+}  // namespace
+EBM_END
