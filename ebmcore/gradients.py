@@ -47,13 +47,7 @@ def energy_and_grad(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
     leaf = x.detach().requires_grad_()
     version = leaf._version
     value = energy(leaf)
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"energy: must return a floating-point tensor of shape ({x.shape[0]},), got {got}")
-    if value.shape != x.shape[:1]:
-        raise ValueError(f"energy: must return shape ({x.shape[0]},) for x of shape {tuple(x.shape)}, got {tuple(value.shape)}")
-    if value.device != x.device:
-        raise ValueError(f"energy: must return a tensor on {x.device}, where x is, got {value.device}")
+    _check_energies(value, x)
     if leaf._version != version:
         raise ValueError("energy: must not modify x in place")
     grad = None
@@ -61,6 +55,35 @@ def energy_and_grad(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
         (grad,) = torch.autograd.grad(value, leaf, torch.ones_like(value), allow_unused=True)
     if grad is None:
         raise ValueError("energy: must depend on x, but its gradient in x is None (detached, or x unused)")
+    return _carried(value, x), grad
+
+
+def evaluate(energy: EnergyFn, x: Tensor) -> Tensor:
+    """Energies alone, without a graph. Arguments, result and errors as `energy_and_grad`; x may also be of integers."""
+    if torch.is_inference_mode_enabled() or x.is_inference():
+        with torch.inference_mode(False):
+            return evaluate(energy, x.clone())
+    with torch.no_grad():
+        version = x._version
+        value = energy(x)
+    _check_energies(value, x)
+    if x._version != version:
+        raise ValueError("energy: must not modify x in place")
+    return _carried(value, x)
+
+
+def _carried(value: Tensor, x: Tensor) -> Tensor:
+    """`value` in the dtype that energies are carried in."""
     value = value.detach()
-    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return value if value.dtype == compute else value.to(compute), grad
+    is_double = x.dtype == torch.float64 or (not x.is_floating_point() and value.dtype == torch.float64)
+    return value.to(torch.float64 if is_double else torch.float32)
+
+
+def _check_energies(value: Tensor, x: Tensor) -> None:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"energy: must return a floating-point tensor of shape ({x.shape[0]},), got {got}")
+    if value.shape != x.shape[:1]:
+        raise ValueError(f"energy: must return shape ({x.shape[0]},) for x of shape {tuple(x.shape)}, got {tuple(value.shape)}")
+    if value.device != x.device:
+        raise ValueError(f"energy: must return a tensor on {x.device}, where x is, got {value.device}")

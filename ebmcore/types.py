@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,18 @@ STATE_DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.fl
 """Of continuous states; the two short ones are computed in float32."""
 
 SEED_BITS, STEP_BITS, CHAIN_BITS = 64, 48, 40
+
+
+class Alphabet(NamedTuple):
+    """What a site of a discrete state can be.
+
+    Attributes:
+        kind: "binary": 0 or 1; "spin": -1 or +1; "token": 0, ..., num_categories - 1.
+        num_categories: number of values.
+    """
+
+    kind: Literal["binary", "spin", "token"]
+    num_categories: int = 2
 
 
 class DivergenceError(RuntimeError):

@@ -14,9 +14,11 @@ PYTHON = {
     "_native": {"_core", "_cuda"},
     "gradients": {"types"},
     "ops": {"types", "_native", "ops"},
-    "samplers": {"types", "gradients", "ops"},
+    "discrete": {"types", "gradients"},
+    "samplers": {"types", "gradients", "discrete", "ops"},
     "losses": {"types", "gradients", "ops"},
     "energies": {"types", "ops"},
+    "evaluation": {"types", "gradients", "discrete", "ops", "evaluation"},
     "sampling": {"types", "ops"},
     "training": {"types", "ops", "training"},
     "demo": None,  # None: sees everything

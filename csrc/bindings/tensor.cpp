@@ -67,11 +67,14 @@ std::string shape_text(const int64_t* shape, int ndim) {
 }
 
 Dtype dtype_of(int code, int bits, const char* op, const char* argument) {
-    constexpr int kInt = 0, kUint = 1, kFloat = 2, kBfloat = 4;
+    constexpr int kInt = 0, kUint = 1, kFloat = 2, kBfloat = 4, kBool = 6;
     if (code == kFloat && bits == 32) return Dtype::float32;
     if (code == kFloat && bits == 64) return Dtype::float64;
     if (code == kFloat && bits == 16) return Dtype::float16;
     if (code == kBfloat && bits == 16) return Dtype::bfloat16;
+    if (code == kInt && bits == 8) return Dtype::int8;
+    if ((code == kUint || code == kBool) && bits == 8) return Dtype::uint8;
+    if (code == kInt && bits == 32) return Dtype::int32;
     if (code == kUint && bits == 32) return Dtype::uint32;
     if (code == kInt && bits == 64) return Dtype::int64;
     fail_type(op, argument, "has a dtype that no native op takes");
@@ -96,6 +99,7 @@ DLTensor read_attributes(const py::handle& tensor, int64_t (&shape)[64], int64_t
     out.dtype.code = dtype == "torch.bfloat16"                 ? 4
                      : dtype.find("uint") != std::string::npos ? 1
                      : dtype.find("int") != std::string::npos  ? 0
+                     : dtype == "torch.bool"                   ? 6
                                                                : 2;
     out.dtype.bits = bits;
     out.shape = shape;

@@ -38,6 +38,10 @@ EBM_HD uint64_t as_bits(double x) {
     return bits;
 }
 
+EBM_HD float to_float(uint32_t x) { return static_cast<float>(x); }
+EBM_HD float to_float(int32_t x) { return static_cast<float>(x); }
+EBM_HD int32_t to_int(float x) { return static_cast<int32_t>(x); }
+
 #if defined(__CUDACC__)
 
 constexpr int kLanes = 1, kHalves = 1;
@@ -47,8 +51,6 @@ using U32 = uint32_t;
 using F64 = double;
 using U64 = uint64_t;
 
-EBM_HD float to_float(uint32_t x) { return static_cast<float>(x); }
-EBM_HD float to_float(int32_t x) { return static_cast<float>(x); }
 EBM_HD float square_root(float x) { return sqrtf(x); }
 EBM_HD double square_root(double x) { return sqrt(x); }
 
@@ -76,6 +78,7 @@ EBM_HD F64 as_double(U64 bits) { return (F64)bits; }
 EBM_HD U64 as_bits(F64 x) { return (U64)x; }
 EBM_HD F32 to_float(U32 x) { return __builtin_convertvector(x, F32); }
 EBM_HD F32 to_float(I32 x) { return __builtin_convertvector(x, F32); }
+EBM_HD I32 to_int(F32 x) { return __builtin_convertvector(x, I32); }
 
 template <class Vector, class T>
 EBM_HD Vector load(const T* p) {

@@ -52,6 +52,21 @@ EBM_HD PhiloxRow<V> philox_row(V c1, V c2, V c3, const PhiloxKey& key) {
     return {c3 ^ key.k1[0], p1 ^ key.k0[1], (p0 >> 32) ^ key.k1[1], p0 ^ key.k1[2]};
 }
 
+// One block of one chain.
+EBM_HD void philox_block(const PhiloxKey& key, uint64_t step, uint64_t chain, uint64_t block, uint32_t stream, uint32_t (&words)[4]) {
+    uint32_t c[4] = {static_cast<uint32_t>(block), static_cast<uint32_t>(step), static_cast<uint32_t>(chain),
+                     philox_c3(step, chain, stream)};
+    EBM_UNROLL for (int r = 0; r < 10; ++r) {
+        uint64_t p0 = mul_wide(c[0], kPhiloxM0), p1 = mul_wide(c[2], kPhiloxM1);
+        c[0] = static_cast<uint32_t>(p1 >> 32) ^ c[1] ^ key.k0[r];
+        c[2] = static_cast<uint32_t>(p0 >> 32) ^ c[3] ^ key.k1[r];
+        c[1] = static_cast<uint32_t>(p1);
+        c[3] = static_cast<uint32_t>(p0);
+    }
+    EBM_UNROLL for (int j = 0; j < 4; ++j)
+        words[j] = c[j];
+}
+
 // N groups of blocks at once: their rounds interleave and hide one another's latency.
 template <int N, class V>
 EBM_HD void philox4x32(const U64 (&c0)[N], const PhiloxRow<V> (&row)[N], const PhiloxKey& key, U64 (&words)[N][4]) {

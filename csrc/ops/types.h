@@ -5,7 +5,7 @@
 
 namespace ebm {
 
-enum class Dtype : int32_t { float32, float64, bfloat16, float16, uint32, int64 };
+enum class Dtype : int32_t { float32, float64, bfloat16, float16, int8, uint8, int32, uint32, int64 };  // bool is uint8
 
 // Where a call runs. A CPU call runs at once on borrowed threads; a CUDA call is put on `stream`.
 struct Place {

@@ -1,3 +1,4 @@
 from ebmcore.energies.networks import MLP, ConvNet
+from ebmcore.energies.one_hot import OneHot
 
-__all__ = ["MLP", "ConvNet"]
+__all__ = ["MLP", "ConvNet", "OneHot"]

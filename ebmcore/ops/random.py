@@ -30,6 +30,7 @@ class Stream(enum.IntEnum):
     INIT = 4
     BUFFER = 5
     DATA = 6
+    TIE = 7  # the low bits of a draw whose high bits did not decide
 
 
 _ELEMENTS_PER_BLOCK = {
