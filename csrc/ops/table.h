@@ -1,6 +1,7 @@
 // One function pointer per line of ops.def: what a backend hands out.
 #pragma once
 
+#include "ising.h"
 #include "langevin.h"
 #include "random.h"
 

@@ -1,4 +1,5 @@
+from ebmcore.energies.ising import Ising
 from ebmcore.energies.networks import MLP, ConvNet
 from ebmcore.energies.one_hot import OneHot
 
-__all__ = ["MLP", "ConvNet", "OneHot"]
+__all__ = ["MLP", "ConvNet", "Ising", "OneHot"]

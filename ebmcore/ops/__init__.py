@@ -1,16 +1,32 @@
 """Native ops on torch tensors and NumPy arrays, one function each, with its plain-torch twin `<op>_reference`."""
 
 from ebmcore._native import cuda_problem, info, version
+from ebmcore.ops.ising import (
+    IsingModel,
+    ising_energy,
+    ising_fields,
+    ising_gibbs_,
+    ising_gibbs_reference,
+    ising_gwg_,
+    ising_metropolis_,
+)
 from ebmcore.ops.langevin import langevin_step, langevin_step_, langevin_step_reference
 from ebmcore.ops.random import Stream, bernoulli, normal, philox, rademacher, uniform
 from ebmcore.ops.threads import get_num_threads, set_num_threads
 
 __all__ = [
+    "IsingModel",
     "Stream",
     "bernoulli",
     "cuda_problem",
     "get_num_threads",
     "info",
+    "ising_energy",
+    "ising_fields",
+    "ising_gibbs_",
+    "ising_gibbs_reference",
+    "ising_gwg_",
+    "ising_metropolis_",
     "langevin_step",
     "langevin_step_",
     "langevin_step_reference",

@@ -1,0 +1,150 @@
+// Ising models.
+#include <pybind11/stl.h>
+
+#include <vector>
+
+#include "tensor.h"
+
+namespace ebm {
+namespace {
+
+// A pointer to the data of an array of `dtype` with `size` elements (-1: any) on the device of `like`; null for None.
+template <class T>
+T* pointer(const py::handle& array, Dtype dtype, int64_t size, const TensorView& like, const char* op, const char* argument) {
+    if (array.is_none()) return nullptr;
+    TensorView v = view(array, op, argument);
+    std::string name = std::string(op) + ": " + argument;
+    if (v.dtype != dtype) throw py::type_error(name + " has another dtype than this op takes");
+    if (size >= 0 && v.numel() != size) throw py::value_error(name + " must have " + std::to_string(size) + " elements");
+    if (v.is_cuda != like.is_cuda || v.device_index != like.device_index) throw py::value_error(name + " must be on the device of spins");
+    return static_cast<T*>(v.data);
+}
+
+TensorView spins_view(const py::handle& spins, const char* op) {
+    TensorView s = view(spins, op, "spins");
+    if (s.dtype != Dtype::int8) throw py::type_error(std::string(op) + ": spins must be int8");
+    return s;
+}
+
+// model: (offsets, neighbours, couplings, field, unit, max_degree); offsets and neighbours may be None where sides are given.
+IsingModel model_of(const py::tuple& model, const TensorView& s, const char* op) {
+    IsingModel m{};
+    m.num_sites = s.dim;
+    m.offsets = pointer<int64_t>(model[0], Dtype::int64, s.dim + 1, s, op, "offsets");
+    m.neighbours = pointer<int32_t>(model[1], Dtype::int32, -1, s, op, "neighbours");
+    m.couplings = pointer<int32_t>(model[2], Dtype::int32, -1, s, op, "couplings");
+    m.field = pointer<int32_t>(model[3], Dtype::int32, -1, s, op, "field");
+    m.unit = pointer<double>(model[4], Dtype::float64, 1, s, op, "unit");
+    m.max_degree = model[5].cast<int64_t>();
+    int64_t num_entries = m.neighbours ? view(model[1], op, "neighbours").numel() : -1;
+    int64_t num_couplings = view(model[2], op, "couplings").numel(), num_fields = view(model[3], op, "field").numel();
+    m.has_one_coupling = num_couplings == 1 && num_entries != 1;
+    m.has_one_field = num_fields == 1;
+    if (!m.has_one_coupling && num_couplings != num_entries)
+        throw py::value_error(std::string(op) + ": couplings must be one or as many as neighbours");
+    if (!m.has_one_field && num_fields != s.dim) throw py::value_error(std::string(op) + ": field must be one or as many as sites");
+    return m;
+}
+
+template <class Params>
+void set_sides(Params& p, const std::vector<int64_t>& sides, const char* op) {
+    if (sides.size() > kMaxLatticeDims) throw py::value_error(std::string(op) + ": sides must be at most 3");
+    int64_t product = 1;
+    for (size_t d = 0; d < sides.size(); ++d) product *= p.sides[d] = sides[d];
+    p.num_dims = static_cast<int32_t>(sides.size());
+    if (p.num_dims ? product != p.model.num_sites || !p.model.has_one_coupling || !p.model.has_one_field
+                   : !p.model.offsets || !p.model.neighbours)
+        throw py::value_error(std::string(op) + ": the model needs neighbour lists, or sides, one coupling and one field");
+}
+
+template <class Params>
+void call(Status (*OpTable::*op)(const Params&), const Params& p, const TensorView& s, const char* name) {
+    if (s.numel() == 0) return;
+    const OpTable& table = table_of(s, name);
+    Status status;
+    {
+        py::gil_scoped_release release;
+        status = (table.*op)(p);
+    }
+    check_status(status, name);
+}
+
+void ising_gibbs(const py::object& spins, const py::object& key, const py::tuple& model, const py::object& order,
+                 const std::vector<int64_t>& sides, int64_t num_steps, bool is_random, const py::object& num_flips) {
+    const char* name = "ising_gibbs";
+    TensorView s = spins_view(spins, name);
+    IsingGibbsParams p{};
+    p.spins = static_cast<int8_t*>(s.data);
+    p.num_flips = pointer<int64_t>(num_flips, Dtype::int64, s.num_chains, s, name, "num_flips");
+    p.key = key_pointer(key, s, name);
+    p.model = model_of(model, s, name);
+    p.order = pointer<int32_t>(order, Dtype::int32, s.dim, s, name, "order");
+    set_sides(p, sides, name);
+    p.num_chains = s.num_chains;
+    p.num_steps = num_steps;
+    p.scan = is_random ? Scan::random : Scan::sweep;
+    p.place = place_of(s);
+    call(&OpTable::ising_gibbs, p, s, name);
+}
+
+template <Status (*OpTable::*op)(const IsingChainParams&)>
+void define_chain(py::module_& m, const char* name) {
+    m.def(
+        name,
+        [name](const py::object& spins, const py::object& key, const py::tuple& model, int64_t num_steps, int32_t balancing,
+               const py::object& is_accepted, const py::object& acceptance_sums, const py::object& num_flips, const py::object& workspace) {
+            TensorView s = spins_view(spins, name);
+            IsingChainParams p{};
+            p.spins = static_cast<int8_t*>(s.data);
+            p.is_accepted = pointer<bool>(is_accepted, Dtype::uint8, s.num_chains, s, name, "is_accepted");
+            p.acceptance_sums = pointer<double>(acceptance_sums, Dtype::float64, s.num_chains, s, name, "acceptance_sums");
+            p.num_flips = pointer<int64_t>(num_flips, Dtype::int64, s.num_chains, s, name, "num_flips");
+            p.key = key_pointer(key, s, name);
+            p.model = model_of(model, s, name);
+            if (!p.model.offsets || !p.model.neighbours) throw py::value_error(std::string(name) + ": the model needs neighbour lists");
+            p.num_chains = s.num_chains;
+            p.num_steps = num_steps;
+            p.balancing = static_cast<Balancing>(balancing);
+            p.workspace = pointer<void>(workspace, Dtype::uint8, s.num_chains * ising_gwg_scratch_bytes(p.model), s, name, "workspace");
+            p.place = place_of(s);
+            call(op, p, s, name);
+        },
+        py::arg("spins"), py::arg("key"), py::arg("model"), py::arg("num_steps"), py::arg("balancing"), py::arg("is_accepted"),
+        py::arg("acceptance_sums"), py::arg("num_flips"), py::arg("workspace"));
+}
+
+void ising_energy(const py::object& spins, const py::tuple& model, const std::vector<int64_t>& sides, const py::object& energies,
+                  const py::object& fields) {
+    const char* name = "ising_energy";
+    TensorView s = spins_view(spins, name);
+    IsingEnergyParams p{};
+    p.spins = static_cast<const int8_t*>(s.data);
+    p.energies = pointer<double>(energies, Dtype::float64, s.num_chains, s, name, "energies");
+    p.fields = pointer<int32_t>(fields, Dtype::int32, s.numel(), s, name, "fields");
+    p.model = model_of(model, s, name);
+    set_sides(p, sides, name);
+    p.num_chains = s.num_chains;
+    p.place = place_of(s);
+    call(&OpTable::ising_energy, p, s, name);
+}
+
+}  // namespace
+
+void register_ising(py::module_& m) {
+    m.def("ising_gibbs", &ising_gibbs, py::arg("spins"), py::arg("key"), py::arg("model"), py::arg("order"), py::arg("sides"),
+          py::arg("num_steps"), py::arg("is_random"), py::arg("num_flips"));
+    define_chain<&OpTable::ising_metropolis>(m, "ising_metropolis");
+    define_chain<&OpTable::ising_gwg>(m, "ising_gwg");
+    m.def("ising_energy", &ising_energy, py::arg("spins"), py::arg("model"), py::arg("sides"), py::arg("energies"), py::arg("fields"));
+    m.def(
+        "ising_gwg_scratch",
+        [](int64_t num_sites, int64_t max_degree) {
+            IsingModel model{};
+            model.num_sites = num_sites;
+            model.max_degree = max_degree;
+            return ising_gwg_scratch_bytes(model);
+        },
+        py::arg("num_sites"), py::arg("max_degree"), "Bytes of scratch of a chain.");
+}
+
+}  // namespace ebm
