@@ -70,7 +70,8 @@ void call(Status (*OpTable::*op)(const Params&), const Params& p, const TensorVi
 }
 
 void ising_gibbs(const py::object& spins, const py::object& key, const py::tuple& model, const py::object& order,
-                 const std::vector<int64_t>& sides, int64_t num_steps, bool is_random, const py::object& num_flips) {
+                 const py::object& colour_offsets, const std::vector<int64_t>& sides, int64_t num_steps, bool is_random,
+                 const py::object& num_flips) {
     const char* name = "ising_gibbs";
     TensorView s = spins_view(spins, name);
     IsingGibbsParams p{};
@@ -79,6 +80,7 @@ void ising_gibbs(const py::object& spins, const py::object& key, const py::tuple
     p.key = key_pointer(key, s, name);
     p.model = model_of(model, s, name);
     p.order = pointer<int32_t>(order, Dtype::int32, s.dim, s, name, "order");
+    p.colour_offsets = pointer<int64_t>(colour_offsets, Dtype::int64, -1, s, name, "colour_offsets");
     set_sides(p, sides, name);
     p.num_chains = s.num_chains;
     p.num_steps = num_steps;
@@ -131,8 +133,8 @@ void ising_energy(const py::object& spins, const py::tuple& model, const std::ve
 }  // namespace
 
 void register_ising(py::module_& m) {
-    m.def("ising_gibbs", &ising_gibbs, py::arg("spins"), py::arg("key"), py::arg("model"), py::arg("order"), py::arg("sides"),
-          py::arg("num_steps"), py::arg("is_random"), py::arg("num_flips"));
+    m.def("ising_gibbs", &ising_gibbs, py::arg("spins"), py::arg("key"), py::arg("model"), py::arg("order"), py::arg("colour_offsets"),
+          py::arg("sides"), py::arg("num_steps"), py::arg("is_random"), py::arg("num_flips"));
     define_chain<&OpTable::ising_metropolis>(m, "ising_metropolis");
     define_chain<&OpTable::ising_gwg>(m, "ising_gwg");
     m.def("ising_energy", &ising_energy, py::arg("spins"), py::arg("model"), py::arg("sides"), py::arg("energies"), py::arg("fields"));

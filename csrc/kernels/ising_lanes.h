@@ -27,11 +27,56 @@ struct SumTable {
     }
 };
 
-EBM_HD uint32_t tie_bits(const PhiloxKey& key, uint64_t step, uint64_t chain, int64_t position) {
-    uint32_t words[4];
-    philox_block(key, step, chain, static_cast<uint64_t>(position >> 2), kTieStream, words);
-    return words[position & 3] >> 8;
-}
+// Draws whose first byte did not decide: the likely value stands for them until `settle` has drawn the other 24 bits, several at once.
+class TieList {
+public:
+    EBM_HD TieList(const PhiloxKey& key) : key_(key) {}
+
+    // A spin, its threshold, whether it changed so far, and what counts its changes.
+    EBM_HD void add(int8_t* spin, uint32_t threshold, bool is_changed, int64_t* flips, uint64_t chain, int64_t position) {
+        spins_[count_] = spin;
+        low_bits_[count_] = threshold & 0xffffffu;
+        gain_[count_] = is_changed ? -1 : 1;
+        flips_[count_] = flips;
+        chains_[count_] = chain;
+        positions_[count_] = static_cast<uint64_t>(position);
+        ++count_;
+    }
+
+    // Enough for a whole vector of draws; or none for `count` more.
+    EBM_HD bool is_due(int count) const { return count_ >= kLanes / 2 || count_ + count > kRoom; }
+
+    __attribute__((noinline)) void settle(uint64_t step) {
+        constexpr int kWidth = kLanes / 2;
+        for (int begin = 0; begin < count_; begin += kWidth) {
+            const U64 chains = load<U64>(chains_ + begin), places = load<U64>(positions_ + begin);
+            const U64 c3 = ((chains >> 32) << 8) | philox_c3(step, 0, kTieStream);
+            U64 blocks[1] = {places >> 2}, words[1][4];
+            PhiloxRow<U64> rows[1] = {philox_row<U64>(U64{} + step, chains, c3, key_)};
+            philox4x32<1>(blocks, rows, key_, words);
+            uint64_t drawn[4][kWidth];
+            for (int j = 0; j < 4; ++j) store(drawn[j], words[0][j]);
+            const int stop = count_ - begin < kWidth ? count_ - begin : kWidth;
+            for (int i = 0; i < stop; ++i) {
+                const int k = begin + i;
+                const bool is_rare = static_cast<uint32_t>(drawn[positions_[k] & 3][i]) >> 8 < low_bits_[k];
+                *spins_[k] = static_cast<int8_t>((*spins_[k] ^ -is_rare) + is_rare);
+                *flips_[k] += is_rare * gain_[k];
+            }
+        }
+        count_ = 0;
+    }
+
+private:
+    static constexpr int kRoom = 1024 + kLanes;
+    const PhiloxKey& key_;
+    int count_ = 0;
+    int8_t* spins_[kRoom];
+    uint32_t low_bits_[kRoom];
+    int gain_[kRoom];
+    int64_t* flips_[kRoom];
+    uint64_t chains_[kRoom] = {}, positions_[kRoom] = {};
+};
 
 // Lanes that changed, counted in bytes and emptied before they overflow.
 class FlipCount {
@@ -64,36 +109,71 @@ public:
         transpose<true>();
         if (m_.has_one_coupling && m_.has_one_field && m_.max_degree <= SumTable::kMaxDegree) {
             SumTable table(m_, m_.max_degree);
-            sweeps([&](int64_t site) { return by_table(table, site); });
+            BySum rule(table);
+            sweeps(rule);
         } else {
-            sweeps([&](int64_t site) { return by_field(site); });
+            ByField rule;
+            sweeps(rule);
         }
         transpose<false>();
     }
 
 private:
-    template <class Decide>
-    EBM_HD void sweeps(const Decide& decide) {
+    // rule.decide(*this, site, j): the new spins at the j-th position of a block, but for ties_of_[j]; rule.threshold(j, lane).
+    template <class Rule>
+    EBM_HD void sweeps(Rule& rule) {
+        const int64_t n = m_.num_sites;
         for (int64_t t = 0; t < p_.num_steps; ++t) {
             step_ = static_cast<uint64_t>(p_.key[1] + t);
             start_step();
             int since = 0;
             FlipCount flips;
-            for (int64_t position = 0; position < m_.num_sites; ++position) {
-                if ((position & 15) == 0) draw_bytes(position >> 4);
-                position_ = position;
-                byte_ = load<U8>(bytes_[position & 15]);
-                int64_t site = p_.order ? p_.order[position] : position;
-                int8_t* spins = spins_ + site * kBytes;
-                U8 old = load<U8>(spins), now = decide(site);
-                store(spins, now);
-                flips.add((U8)(old != now));
-                if (++since == 255) {
-                    count(flips);
+            const int64_t* colour = p_.colour_offsets;
+            for (int64_t begin = 0; begin < n; begin += 16) {
+                const int64_t end = begin + 16 < n ? begin + 16 : n;
+                draw_bytes(begin >> 4);
+                // Sites of one colour do not see one another: their ties can wait.
+                while (colour && *colour <= begin) ++colour;
+                const bool can_wait = colour && *colour >= end;
+                if (colour && *colour < end) ties_.settle(step_);
+                int pending[16], count = 0;
+                for (int64_t position = begin; position < end; ++position) {
+                    const int j = static_cast<int>(position - begin);
+                    byte_ = load<U8>(bytes_[j]);
+                    const int64_t site = p_.order ? p_.order[position] : position;
+                    int8_t* spins = spins_ + site * kBytes;
+                    U8 old = load<U8>(spins), now = rule.decide(*this, site, j);
+                    store(spins, now);
+                    U8 is_changed = (U8)(old != now);
+                    flips.add(is_changed);
+                    changed_[j] = byte_bits(is_changed);
+                    pending[count] = j;
+                    count += ties_of_[j] != 0;
+                    if (!can_wait && count) {
+                        add_ties(rule, begin, j);
+                        ties_.settle(step_);
+                        count = 0;
+                    }
+                }
+                for (int i = 0; i < count; ++i) add_ties(rule, begin, pending[i]);
+                if (ties_.is_due(16 * kBytes) || (colour && *colour == end)) ties_.settle(step_);
+                if ((since += 16) > 255 - 16) {
+                    this->count(flips);
                     since = 0;
                 }
             }
+            ties_.settle(step_);
             count(flips);
+        }
+    }
+
+    template <class Rule>
+    EBM_HD void add_ties(const Rule& rule, int64_t begin, int j) {
+        int8_t* spins = spins_ + (p_.order ? p_.order[begin + j] : begin + j) * kBytes;
+        for (uint64_t ties = ties_of_[j]; ties; ties &= ties - 1) {
+            const int lane = __builtin_ctzll(ties);
+            int64_t* flips = p_.num_flips && lane < count_ ? p_.num_flips + first_ + lane : &unwanted_flips_;
+            ties_.add(spins + lane, rule.threshold(j, lane), changed_[j] >> lane & 1, flips, id_ + static_cast<uint64_t>(lane), begin + j);
         }
     }
 
@@ -106,57 +186,55 @@ private:
         flips.clear();
     }
 
-    EBM_HD U8 by_table(const SumTable& table, int64_t site) const {
-        const int64_t end = m_.offsets[site + 1];
-        U8 sum = U8{} + static_cast<uint8_t>(m_.max_degree);
-        for (int64_t k = m_.offsets[site]; k < end; ++k) sum += load<U8>(spins_ + int64_t{m_.neighbours[k]} * kBytes);
-        U8 high = lookup(table.high, sum), likely = lookup(table.likely, sum);
-        U8 is_rare = (U8)(byte_ < high);
-        for (uint64_t ties = byte_bits((U8)(byte_ == high)); ties; ties &= ties - 1) {
-            int lane = __builtin_ctzll(ties);
-            uint8_t sums[kBytes];
-            store(sums, sum);
-            is_rare = settle(is_rare, lane, table.threshold[sums[lane]]);
-        }
-        return (likely ^ is_rare) - is_rare;  // negated where is_rare is -1
-    }
+    // One coupling, one field: by the sum of the neighbours.
+    struct BySum {
+        const SumTable& table;
+        alignas(64) uint8_t sums[16][kBytes];
 
-    // Byte c of a register belongs to chain c: lane l of local[m] to chain 4l + m.
-    EBM_HD U8 by_field(int64_t site) const {
-        I32 local[4];
-        EBM_UNROLL for (int m = 0; m < 4; ++m)
-            local[m] = I32{} + field_at(m_, site);
-        for (int64_t k = m_.offsets[site]; k < m_.offsets[site + 1]; ++k) {
-            const U32 others = load<U32>(spins_ + int64_t{m_.neighbours[k]} * kBytes);
-            const int32_t coupling = coupling_at(m_, k);
-            EBM_UNROLL for (int m = 0; m < 4; ++m) {
-                I32 is_down = (I32)(others << (24 - 8 * m)) >> 31;  // -1 where the spin is -1
-                local[m] += (is_down ^ coupling) - is_down;
+        explicit BySum(const SumTable& table) : table(table) {}
+
+        EBM_HD U8 decide(IsingGibbsChains& g, int64_t site, int j) {
+            const int64_t end = g.m_.offsets[site + 1];
+            U8 sum = U8{} + static_cast<uint8_t>(g.m_.max_degree);
+            for (int64_t k = g.m_.offsets[site]; k < end; ++k) sum += load<U8>(g.spins_ + int64_t{g.m_.neighbours[k]} * kBytes);
+            store(sums[j], sum);
+            return g.choose(lookup(table.high, sum), lookup(table.likely, sum), j);
+        }
+        EBM_HD uint32_t threshold(int j, int lane) const { return table.threshold[sums[j][lane]]; }
+    };
+
+    // Byte c of a register belongs to chain c: lane l of the m-th vector of words to chain 4l + m.
+    struct ByField {
+        alignas(64) uint32_t thresholds[16][4][kLanes];
+
+        EBM_HD U8 decide(IsingGibbsChains& g, int64_t site, int j) {
+            I32 local[4];
+            EBM_UNROLL for (int m = 0; m < 4; ++m)
+                local[m] = I32{} + field_at(g.m_, site);
+            for (int64_t k = g.m_.offsets[site]; k < g.m_.offsets[site + 1]; ++k) {
+                const U32 others = load<U32>(g.spins_ + int64_t{g.m_.neighbours[k]} * kBytes);
+                const int32_t coupling = coupling_at(g.m_, k);
+                EBM_UNROLL for (int m = 0; m < 4; ++m) {
+                    I32 is_down = (I32)(others << (24 - 8 * m)) >> 31;  // -1 where the spin is -1
+                    local[m] += (is_down ^ coupling) - is_down;
+                }
             }
+            U32 high{}, likely{};
+            EBM_UNROLL for (int m = 0; m < 4; ++m) {
+                U32 threshold = rare_threshold<F32>(local[m], g.scale_);
+                store(thresholds[j][m], threshold);
+                high |= threshold >> 24 << 8 * m;
+                likely |= (((U32)(local[m] >> 31) & 0xfeu) | 0x01u) << 8 * m;  // 1 or -1
+            }
+            return g.choose((U8)high, (U8)likely, j);
         }
-        uint32_t thresholds[4][kLanes];
-        U32 high{}, likely{};
-        EBM_UNROLL for (int m = 0; m < 4; ++m) {
-            U32 threshold = rare_threshold<F32>(local[m], scale_);
-            store(thresholds[m], threshold);
-            high |= threshold >> 24 << 8 * m;
-            likely |= (((U32)(local[m] >> 31) & 0xfeu) | 0x01u) << 8 * m;  // 1 or -1
-        }
-        U8 limit = (U8)high, value = (U8)likely;
-        U8 is_rare = (U8)(byte_ < limit);
-        for (uint64_t ties = byte_bits((U8)(byte_ == limit)); ties; ties &= ties - 1) {
-            int lane = __builtin_ctzll(ties);
-            is_rare = settle(is_rare, lane, thresholds[lane & 3][lane >> 2]);
-        }
-        return (value ^ is_rare) - is_rare;
-    }
+        EBM_HD uint32_t threshold(int j, int lane) const { return thresholds[j][lane & 3][lane >> 2]; }
+    };
 
-    EBM_HD U8 settle(U8 is_rare, int lane, uint32_t threshold) const {
-        bool below = tie_bits(key_, step_, id_ + static_cast<uint64_t>(lane), position_) < (threshold & 0xffffffu);
-        uint8_t lanes[kBytes];
-        store(lanes, is_rare);
-        lanes[lane] = static_cast<uint8_t>(below ? -1 : 0);
-        return load<U8>(lanes);
+    EBM_HD U8 choose(U8 high, U8 likely, int j) {
+        ties_of_[j] = byte_bits((U8)(byte_ == high));
+        U8 is_rare = (U8)(byte_ < high);
+        return (likely ^ is_rare) - is_rare;  // negated where is_rare is -1
     }
 
     EBM_HD void start_step() {
@@ -198,28 +276,27 @@ private:
 
     // Between (chain, site) and (site, lane), 8 x 8 bytes at a time. Idle lanes repeat the last chain.
     template <bool kIn>
-    EBM_HD void transpose() {
+    void transpose() const {
         const int64_t n = m_.num_sites;
-        for (int64_t site = 0; site < n; site += 8) {
-            for (int lane = 0; lane < kBytes; lane += 8) {
-                if (n - site < 8 || (!kIn && count_ - lane < 8)) {
-                    for (int64_t i = site; i < n && i < site + 8; ++i) {
-                        for (int c = lane; c < lane + 8; ++c) {
-                            int8_t& outside = p_.spins[(first_ + (c < count_ ? c : count_ - 1)) * n + i];
-                            if (kIn) spins_[i * kBytes + c] = outside;
-                            if (!kIn && c < count_) outside = spins_[i * kBytes + c];
-                        }
-                    }
-                    continue;
-                }
+        int8_t* const lanes = spins_;
+        for (int first = 0; first < kBytes; first += 8) {
+            int8_t* rows[8];
+            for (int c = 0; c < 8; ++c) rows[c] = p_.spins + (first_ + (first + c < count_ ? first + c : count_ - 1)) * n;
+            const int wanted = kIn ? 8 : count_ - first < 8 ? count_ - first : 8;
+            int64_t site = 0;
+            for (; site + 8 <= n && wanted == 8; site += 8) {
                 uint64_t x[8];
-                for (int c = 0; c < 8; ++c) {
-                    int chain = lane + c < count_ ? lane + c : count_ - 1;
-                    memcpy(&x[c], kIn ? p_.spins + (first_ + chain) * n + site : spins_ + (site + c) * kBytes + lane, 8);
-                }
+                EBM_UNROLL for (int c = 0; c < 8; ++c)
+                    memcpy(&x[c], kIn ? rows[c] + site : lanes + (site + c) * kBytes + first, 8);
                 transpose_8x8(x);
-                for (int c = 0; c < 8; ++c)
-                    memcpy(kIn ? spins_ + (site + c) * kBytes + lane : p_.spins + (first_ + lane + c) * n + site, &x[c], 8);
+                EBM_UNROLL for (int c = 0; c < 8; ++c)
+                    memcpy(kIn ? lanes + (site + c) * kBytes + first : rows[c] + site, &x[c], 8);
+            }
+            for (; site < n; ++site) {
+                for (int c = 0; c < wanted; ++c) {
+                    if (kIn) lanes[site * kBytes + first + c] = rows[c][site];
+                    if (!kIn) rows[c][site] = lanes[site * kBytes + first + c];
+                }
             }
         }
     }
@@ -246,8 +323,10 @@ private:
     const int count_;
     int8_t* const spins_;  // (num_sites, kBytes)
     uint64_t step_ = 0;
-    int64_t position_ = 0;
     U8 byte_ = U8{};
+    uint64_t ties_of_[16], changed_[16];
+    int64_t unwanted_flips_ = 0;
+    TieList ties_{key_};
     PhiloxRow<U64> rows_[8];
     alignas(64) uint8_t bytes_[16][kBytes];
 };
@@ -298,6 +377,12 @@ public:
         constexpr int64_t kChunk = 16 * kLanes * kTiles;
         alignas(64) uint8_t bytes[kChunk + 16 * kLanes * kTiles + kBytes];  // of positions [drawn - what is left, drawn)
         int64_t filled = drawn;
+        TieList tie_list(key_);
+        constexpr int kPending = 8;  // vectors with ties, dealt with together
+        alignas(64) uint8_t sums[kPending][kBytes];
+        uint64_t ties_of[kPending], changed_of[kPending];
+        int64_t first_of[kPending];
+        int pending = 0;
         for (int64_t row = begin; row < end; ++row) {
             int8_t* own = spins_ + row * side_ + colour * half_;
             const int8_t* across = spins_ + row * side_ + (1 - colour) * half_;
@@ -328,7 +413,6 @@ public:
                 U8 is_rare = (U8)(byte < high);
                 uint64_t ties = byte_bits((U8)(byte == high));
                 if (count < kBytes) ties &= (uint64_t{1} << count) - 1;
-                if (ties) is_rare = settle(is_rare, ties, sum, step, position);
                 U8 now = (likely ^ is_rare) - is_rare, old = load_some(own + k, count);
                 if (count == kBytes) {
                     store(own + k, now);
@@ -340,6 +424,23 @@ public:
                     memcpy(own + k, lanes, static_cast<size_t>(count));
                     for (int64_t i = 0; i < count; ++i) flips += lanes[i] != before[i];
                 }
+                store(sums[pending], sum);
+                ties_of[pending] = ties;
+                changed_of[pending] = byte_bits((U8)(old != now));
+                first_of[pending] = k;
+                pending += ties != 0;
+                if (pending == kPending || k + kBytes >= half_) {
+                    for (int i = 0; i < pending; ++i) {
+                        for (uint64_t rest = ties_of[i]; rest; rest &= rest - 1) {
+                            const int lane = __builtin_ctzll(rest);
+                            const int64_t place = first_of[i] + lane;
+                            tie_list.add(own + place, table_.threshold[sums[i][lane]], changed_of[i] >> lane & 1, &flips, id_,
+                                         position + place - k);
+                        }
+                    }
+                    if (tie_list.is_due(kPending * kBytes)) tie_list.settle(step);
+                    pending = 0;
+                }
                 if (++since == 255) {
                     flips += add_bytes(changed);
                     changed = U8{};
@@ -349,6 +450,7 @@ public:
             position -= (half_ + kBytes - 1) / kBytes * kBytes - half_;
             flips += add_bytes(changed);
         }
+        tie_list.settle(step);
         return flips;
     }
 
@@ -392,18 +494,6 @@ private:
         int64_t sum = 0;
         for (int i = 0; i < kBytes; ++i) sum += lanes[i];
         return sum;
-    }
-
-    __attribute__((noinline)) U8 settle(U8 is_rare, uint64_t ties, U8 sum, uint64_t step, int64_t position) const {
-        uint8_t lanes[kBytes], sums[kBytes];
-        store(lanes, is_rare);
-        store(sums, sum);
-        for (; ties; ties &= ties - 1) {
-            int lane = __builtin_ctzll(ties);
-            bool below = tie_bits(key_, step, id_, position + lane) < (table_.threshold[sums[lane]] & 0xffffffu);
-            lanes[lane] = static_cast<uint8_t>(below ? -1 : 0);
-        }
-        return load<U8>(lanes);
     }
 
     EBM_HD void draw_bytes(const PhiloxRow<uint64_t>& constants, int64_t block, uint8_t* out) const {

@@ -18,12 +18,11 @@ struct Halves {
 
 EBM_HD float add_halves(const float* w, Halves& h) {
 #if !defined(__CUDACC__)
-    typedef float V8 __attribute__((vector_size(32)));
     typedef float V4 __attribute__((vector_size(16)));
-    V8 low = load<V8>(w), high = load<V8>(w + 8), s8 = low + high;
-    store(h.s8, s8);
-    V4 s4 = load<V4>(h.s8) + load<V4>(h.s8 + 4);
-    store(h.s4, s4);
+    V4 low = load<V4>(w) + load<V4>(w + 8), high = load<V4>(w + 4) + load<V4>(w + 12);
+    store(h.s8, low);
+    store(h.s8 + 4, high);
+    store(h.s4, low + high);
 #else
     for (int i = 0; i < 8; ++i) h.s8[i] = w[i] + w[i + 8];
     for (int i = 0; i < 4; ++i) h.s4[i] = h.s8[i] + h.s8[i + 4];

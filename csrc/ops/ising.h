@@ -30,6 +30,7 @@ struct IsingGibbsParams {
     const int64_t* key;
     IsingModel model;
     const int32_t* order;            // (num_sites,) the sites in the order of a sweep; null: 0, 1, 2, ...
+    const int64_t* colour_offsets;   // into order, ending with num_sites: no two sites between two of them are neighbours; or null
     int64_t sides[kMaxLatticeDims];  // of a torus with even sides, one coupling and one field, that has no neighbour lists
     int32_t num_dims;                // 0: neighbour lists; else a sweep updates the even sites, then the odd ones
     int64_t num_chains;

@@ -202,10 +202,21 @@ class Ising(nn.Module):
         is_torus = is_checkerboard and bool(self._torus) and states.device.type == "cpu" and self._has_one_of_each
         is_torus = is_torus and self.event_shape[-1] >= 128 and len(states) <= 16
         model, _ = self._model(states.device, with_lists=not is_torus)
-        order = self.graph.on("order", states.device) if is_checkerboard and not is_torus else None
+        order, colour_offsets = None, None
+        if is_checkerboard and not is_torus:
+            order, colour_offsets = self.graph.on("order", states.device), self.graph.on("colour_offsets", states.device)
         num_flips = torch.zeros(len(states), dtype=torch.int64, device=states.device)
         for step_key, count in _slices(key, num_steps, states.numel() if scan != "random" else len(states)):
-            ops.ising_gibbs_(states, model, key=step_key, num_steps=count, order=order, is_random=scan == "random", num_flips=num_flips)
+            ops.ising_gibbs_(
+                states,
+                model,
+                key=step_key,
+                num_steps=count,
+                order=order,
+                colour_offsets=colour_offsets,
+                is_random=scan == "random",
+                num_flips=num_flips,
+            )
         return _Run(None, None, num_flips)
 
     @property
