@@ -11,6 +11,17 @@ from ebmcore.ops.ising import (
     ising_metropolis_,
 )
 from ebmcore.ops.langevin import langevin_step, langevin_step_, langevin_step_reference
+from ebmcore.ops.proposals import (
+    Verdict,
+    accept_flips_,
+    accept_flips_reference,
+    accept_langevin_,
+    accept_langevin_reference,
+    propose_flips,
+    propose_flips_reference,
+    propose_langevin,
+    propose_langevin_reference,
+)
 from ebmcore.ops.random import Stream, bernoulli, normal, philox, rademacher, uniform
 from ebmcore.ops.threads import get_num_threads, set_num_threads
 
