@@ -333,13 +333,18 @@ def _check_tokens(tokens: Any, differences: Tensor, name: str, caller: str) -> N
             raise ValueError(f"{caller}: {name} must be None where differences have no axis of categories, got {_described(tokens)}")
         return
     shape = tuple(differences.shape[:2])
-    if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.uint8, torch.int64) or tokens.shape != shape or tokens.device != differences.device:
+    if (
+        not isinstance(tokens, Tensor)
+        or tokens.dtype not in (torch.uint8, torch.int64)
+        or tokens.shape != shape
+        or tokens.device != differences.device
+    ):
         raise ValueError(f"{caller}: {name} must be uint8 or int64 of shape {shape} beside differences, got {_described(tokens)}")
 
 
 def _penalty(step_size: Any, differences: Tensor, caller: str) -> float:
-    step_size = number(step_size, "step_size", caller, low=0.0, strict=True)
-    return 1.0 / step_size if differences.dim() == 3 else 0.5 / step_size
+    inverse = 1.0 / number(step_size, "step_size", caller, low=0.0, strict=True)
+    return inverse if differences.dim() == 3 else 0.5 * inverse
 
 
 def _log_weights(differences: Tensor, balancing: str) -> Tensor:
