@@ -106,7 +106,7 @@ class DiscreteSampler(abc.ABC):
         alphabet = alphabet_of(energy)
         states = encode(state.x, alphabet)
         run = None
-        if state.differences is None:  # otherwise `init` found that the energy has no native chains for this sampler
+        if state.differences is None:  # otherwise it is known that the energy has no native chains for this sampler
             run = self._run_natively(energy, states, state.key, num_steps)
         if run is None:
             chains, info = self._run(energy, Chains(states, *self._own(energy, state, states)), alphabet, state.key, num_steps)
@@ -148,8 +148,8 @@ class DiscreteSampler(abc.ABC):
             key = Key.from_seed(0 if seed is None else seed, x.device)
             return DiscreteState(decode(states, x), torch.zeros(0, device=x.device), key)
         key = Key.from_seed(seed, x.device)
-        if is_native is None:
-            is_native = self._run_natively(energy, states, key, 0) is not None
+        if is_native is None:  # if the energy then turns this sampler down, the first step makes up for it
+            is_native = self._kernel is not None and hasattr(energy, "native_chain")
         if not is_native:
             self._check_general(energy, states)
         if is_native or not self._uses_differences:
@@ -173,7 +173,7 @@ class DiscreteSampler(abc.ABC):
         """Energies and differences of `state` that the call may write to."""
         if not self._uses_differences:
             return state.energy.clone(), None
-        if state.differences is None:  # the state was made where the energy had native chains
+        if state.differences is None:  # the energy has native chains, but not for this sampler
             value, differences = energy_and_differences(energy, states)
             return value.to(differences.dtype), differences
         return state.energy.clone(), state.differences.clone(memory_format=torch.contiguous_format)
