@@ -3,16 +3,31 @@
 from ebmcore import energies, losses, ops, training
 from ebmcore.ops import get_num_threads, info, set_num_threads
 from ebmcore.ops import version as __version__
-from ebmcore.samplers import Langevin
+from ebmcore.samplers import (
+    DiscreteLangevin,
+    Gibbs,
+    GibbsWithGradients,
+    Langevin,
+    PathAuxiliary,
+    RandomFlipMetropolis,
+    SwendsenWang,
+)
 from ebmcore.sampling import Trace, sample
 from ebmcore.training import ReplayBuffer
 from ebmcore.types import DivergenceError, Key
+from ebmcore.warm_up import warm_up
 
 __all__ = [
+    "DiscreteLangevin",
     "DivergenceError",
+    "Gibbs",
+    "GibbsWithGradients",
     "Key",
     "Langevin",
+    "PathAuxiliary",
+    "RandomFlipMetropolis",
     "ReplayBuffer",
+    "SwendsenWang",
     "Trace",
     "__version__",
     "energies",
@@ -23,4 +38,5 @@ __all__ = [
     "sample",
     "set_num_threads",
     "training",
+    "warm_up",
 ]

@@ -8,13 +8,18 @@ import typing_extensions
 
 __all__: list[str] = [
     "NORM_SEGMENT",
+    "accept_flips",
+    "accept_langevin",
     "bernoulli",
     "cpu_target",
     "cpu_targets",
+    "flip_scratch_bytes",
     "get_num_threads",
     "langevin_step",
     "normal",
     "philox",
+    "propose_flips",
+    "propose_langevin",
     "rademacher",
     "set_cpu_target",
     "set_cuda_table",
@@ -23,6 +28,40 @@ __all__: list[str] = [
     "uniform",
 ]
 
+def accept_flips(
+    energy: typing.Any,
+    differences: typing.Any,
+    new_energy: typing.Any,
+    new_differences: typing.Any,
+    back: typing.Any,
+    log_q: typing.Any,
+    key: typing.Any,
+    num_categories: typing.SupportsInt | typing.SupportsIndex,
+    with_replacement: bool,
+    balancing: typing.SupportsInt | typing.SupportsIndex,
+    is_accepted: typing.Any,
+    is_diverged: typing.Any,
+    acceptance_prob: typing.Any,
+    workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def accept_langevin(
+    energy: typing.Any,
+    differences: typing.Any,
+    new_energy: typing.Any,
+    new_differences: typing.Any,
+    proposed: typing.Any,
+    tokens: typing.Any,
+    log_q: typing.Any,
+    key: typing.Any,
+    num_categories: typing.SupportsInt | typing.SupportsIndex,
+    penalty: typing.SupportsFloat | typing.SupportsIndex,
+    metropolis: bool,
+    is_accepted: typing.Any,
+    is_diverged: typing.Any,
+    acceptance_prob: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
 def bernoulli(
     out: typing.Any,
     key: typing.Any,
@@ -32,6 +71,9 @@ def bernoulli(
 ) -> None: ...
 def cpu_target() -> str: ...
 def cpu_targets() -> list[str]: ...
+def flip_scratch_bytes(
+    num_changes: typing.SupportsInt | typing.SupportsIndex, element_size: typing.SupportsInt | typing.SupportsIndex, with_replacement: bool
+) -> int: ...
 def get_num_threads() -> int: ...
 def langevin_step(
     out: typing.Any,
@@ -52,6 +94,28 @@ def normal(
 ) -> None: ...
 def philox(
     out: typing.Any, key: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex, first_block: typing.SupportsInt | typing.SupportsIndex
+) -> None: ...
+def propose_flips(
+    index: typing.Any,
+    log_q: typing.Any,
+    differences: typing.Any,
+    key: typing.Any,
+    num_categories: typing.SupportsInt | typing.SupportsIndex,
+    num_draws: typing.SupportsInt | typing.SupportsIndex,
+    with_replacement: bool,
+    balancing: typing.SupportsInt | typing.SupportsIndex,
+    workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def propose_langevin(
+    proposed: typing.Any,
+    log_q: typing.Any,
+    differences: typing.Any,
+    tokens: typing.Any,
+    key: typing.Any,
+    num_categories: typing.SupportsInt | typing.SupportsIndex,
+    penalty: typing.SupportsFloat | typing.SupportsIndex,
+    stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def rademacher(
     out: typing.Any, key: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex, first_block: typing.SupportsInt | typing.SupportsIndex

@@ -3,6 +3,7 @@
 
 #include "ising.h"
 #include "langevin.h"
+#include "proposals.h"
 #include "random.h"
 
 namespace ebm {

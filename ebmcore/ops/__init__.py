@@ -11,12 +11,28 @@ from ebmcore.ops.ising import (
     ising_metropolis_,
 )
 from ebmcore.ops.langevin import langevin_step, langevin_step_, langevin_step_reference
+from ebmcore.ops.proposals import (
+    Verdict,
+    accept_flips_,
+    accept_flips_reference,
+    accept_langevin_,
+    accept_langevin_reference,
+    propose_flips,
+    propose_flips_reference,
+    propose_langevin,
+    propose_langevin_reference,
+)
 from ebmcore.ops.random import Stream, bernoulli, normal, philox, rademacher, uniform
 from ebmcore.ops.threads import get_num_threads, set_num_threads
 
 __all__ = [
     "IsingModel",
     "Stream",
+    "Verdict",
+    "accept_flips_",
+    "accept_flips_reference",
+    "accept_langevin_",
+    "accept_langevin_reference",
     "bernoulli",
     "cuda_problem",
     "get_num_threads",
@@ -32,6 +48,10 @@ __all__ = [
     "langevin_step_reference",
     "normal",
     "philox",
+    "propose_flips",
+    "propose_flips_reference",
+    "propose_langevin",
+    "propose_langevin_reference",
     "rademacher",
     "set_num_threads",
     "uniform",

@@ -1,5 +1,21 @@
 """Samplers: frozen dataclasses of hyperparameters with init, step, advance and a call."""
 
+from ebmcore.samplers.discrete_langevin import DiscreteLangevin
+from ebmcore.samplers.gibbs import Gibbs
+from ebmcore.samplers.gibbs_with_gradients import GibbsWithGradients
 from ebmcore.samplers.langevin import Langevin, LangevinInfo, LangevinState
+from ebmcore.samplers.path_auxiliary import PathAuxiliary
+from ebmcore.samplers.random_flip_metropolis import RandomFlipMetropolis
+from ebmcore.samplers.swendsen_wang import SwendsenWang
 
-__all__ = ["Langevin", "LangevinInfo", "LangevinState"]
+__all__ = [
+    "DiscreteLangevin",
+    "Gibbs",
+    "GibbsWithGradients",
+    "Langevin",
+    "LangevinInfo",
+    "LangevinState",
+    "PathAuxiliary",
+    "RandomFlipMetropolis",
+    "SwendsenWang",
+]

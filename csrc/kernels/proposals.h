@@ -1,0 +1,489 @@
+// Proposals of one chain on a discrete space from the differences d = E(x) - E(x with one site changed), and their acceptance.
+//
+// Weights are g(exp d) relative to the largest, so that no difference overflows. A row is summed in kSumLanes running sums, cut into
+// chunks of kSumDepth rows of lanes; the inverse of the distribution function goes by lane, chunk, element. What decides is in double.
+#pragma once
+
+#include "../core/math.h"
+#include "../core/philox.h"
+#include "../core/storage.h"
+#include "../ops/proposals.h"
+
+EBM_BEGIN
+
+constexpr double kInfinity = __builtin_inf();
+
+EBM_HD bool is_finite(double x) { return x - x == 0.0; }
+
+// Uniform on the midpoints of 2^52 intervals, from draw `draw` of a chain's step: two to a block.
+EBM_HD double uniform_draw(const int64_t* key, int64_t chain, int64_t draw, uint32_t stream) {
+    uint32_t words[4];
+    philox_block(philox_key(static_cast<uint64_t>(key[0])), static_cast<uint64_t>(key[1]), static_cast<uint64_t>(key[2] + chain),
+                 static_cast<uint64_t>(draw / 2), stream, words);
+    uint64_t bits = draw % 2 ? words[2] | static_cast<uint64_t>(words[3]) << 32 : words[0] | static_cast<uint64_t>(words[1]) << 32;
+    return as_double((bits >> 12) | 0x3ff0000000000000u) - 0.9999999999999999;
+}
+
+// kSumLanes neighbours of a row, in as many vectors as the instruction set needs.
+template <class C>
+struct Lanes {
+#if defined(__CUDACC__)
+    using V = C;
+    static EBM_HD V load_from(const C* p) { return *p; }
+    static EBM_HD void store_to(C* p, V v) { *p = v; }
+#else
+    using V = decltype(load_lanes(static_cast<const C*>(nullptr)));
+    static EBM_HD V load_from(const C* p) { return load<V>(p); }
+    static EBM_HD void store_to(C* p, V v) { store(p, v); }
+#endif
+    static constexpr int kWidth = sizeof(V) / sizeof(C);
+    static constexpr int kCount = static_cast<int>(kSumLanes) / kWidth;
+
+    V v[kCount];
+
+    // Elements from `begin` on; `filler` past the end.
+    static EBM_HD Lanes at(const C* row, int64_t begin, int64_t size, C filler) {
+        Lanes out;
+        if (begin + kSumLanes <= size) {
+            EBM_UNROLL for (int i = 0; i < kCount; ++i)
+                out.v[i] = load_from(row + begin + i * kWidth);
+        } else {
+            C padded[kSumLanes];
+            for (int i = 0; i < kSumLanes; ++i) padded[i] = begin + i < size ? row[begin + i] : filler;
+            EBM_UNROLL for (int i = 0; i < kCount; ++i)
+                out.v[i] = load_from(padded + i * kWidth);
+        }
+        return out;
+    }
+
+    static EBM_HD Lanes filled(C value) {
+        Lanes out;
+        EBM_UNROLL for (int i = 0; i < kCount; ++i)
+            out.v[i] = V{} + value;
+        return out;
+    }
+
+    EBM_HD void put(C (&values)[kSumLanes]) const {
+        EBM_UNROLL for (int i = 0; i < kCount; ++i)
+            store_to(values + i * kWidth, v[i]);
+    }
+};
+
+// ln g(exp d) - ln g(exp top). V: one number or a vector of them.
+template <Balancing kBalancing, class C>
+struct LogWeight {
+    C top, top_negative_part, top_correction;
+
+    EBM_HD explicit LogWeight(C top) : top(top), top_negative_part(top > 0 ? C(0) : top), top_correction(correction<C>(top)) {}
+
+    template <class V>
+    static EBM_HD V correction(V d) {
+        return kBalancing == Balancing::barker ? V(log_of(exp_of(d > V{} ? -d : d) + C(1))) : V{};
+    }
+
+    template <class V>
+    EBM_HD V operator()(V d) const {
+        if (kBalancing == Balancing::square_root) return (d - top) * C(0.5);
+        V negative_part = d > V{} ? V{} : d;  // a NaN stays one
+        if (kBalancing == Balancing::minimum) return negative_part - top_negative_part;
+        if (kBalancing == Balancing::barker) return (negative_part - top_negative_part) - (correction<V>(d) - top_correction);
+        V positive_part = d < V{} ? V{} : d;
+        V log_weight = positive_part - (top > 0 ? top : C(0));
+        return d == V{} - C(kInfinity) ? d : log_weight;
+    }
+};
+
+template <class C>
+EBM_HD C largest(const C* d, int64_t size) {
+    using L = Lanes<C>;
+    L top = L::filled(-C(kInfinity));
+    for (int64_t begin = 0; begin < size; begin += kSumLanes) {
+        L row = L::at(d, begin, size, -C(kInfinity));
+        EBM_UNROLL for (int i = 0; i < L::kCount; ++i)
+            top.v[i] = row.v[i] > top.v[i] ? row.v[i] : top.v[i];
+    }
+    C values[kSumLanes];
+    top.put(values);
+    C result = values[0];
+    for (int i = 1; i < kSumLanes; ++i) result = values[i] > result ? values[i] : result;
+    return result;
+}
+
+// The distribution over the changes of a chain.
+template <Balancing kBalancing, class C>
+class Changes {
+public:
+    // chunk_sums: room for kSumLanes sums of every chunk; null if nothing will be drawn.
+    EBM_HD Changes(const C* d, int64_t size, C* chunk_sums)
+        : d_(d), size_(size), chunk_sums_(chunk_sums), top_(largest(d, size)), log_weight_(top_) {
+        using L = Lanes<C>;
+        for (int i = 0; i < kSumLanes; ++i) lane_[i] = 0.0;
+        for (int64_t begin = 0, chunk = 0; begin < size; ++chunk) {
+            L sums = L::filled(C(0));
+            int64_t stop = begin + kSumChunk < size ? begin + kSumChunk : size;
+            for (; begin < stop; begin += kSumLanes) {
+                L row = L::at(d, begin, size, -C(kInfinity));
+                EBM_UNROLL for (int i = 0; i < L::kCount; ++i)
+                    sums.v[i] = sums.v[i] + exp_of(log_weight_(row.v[i]));
+            }
+            C values[kSumLanes];
+            sums.put(values);
+            for (int i = 0; i < kSumLanes; ++i) lane_[i] += static_cast<double>(values[i]);
+            if (chunk_sums) {
+                for (int i = 0; i < kSumLanes; ++i) chunk_sums[chunk * kSumLanes + i] = values[i];
+            }
+        }
+        double total = 0.0;
+        for (int i = 0; i < kSumLanes; ++i) total += lane_[i];
+        total_ = total;
+        log_total_ = log_of(total);
+    }
+
+    // False if a difference is NaN or +inf, or none is above -inf.
+    EBM_HD bool is_proper() const { return is_finite(static_cast<double>(top_)) && is_finite(total_); }
+
+    EBM_HD double log_prob(int64_t index) const { return static_cast<double>(log_weight_(d_[index])) - log_total_; }
+
+    // The change at which the distribution function passes u, 0 < u < 1; one of weight 0 never. Rounding can carry the residual past
+    // the end of a sum: then it is the last of positive weight.
+    EBM_HD int64_t draw(double u) const {
+        double rest = u * total_;
+        int64_t lane = 0, last = 0;
+        for (; lane < kSumLanes; ++lane) {
+            if (rest < lane_[lane]) break;
+            rest -= lane_[lane];
+            if (lane_[lane] > 0.0) last = lane;
+        }
+        if (lane == kSumLanes) {
+            lane = last;
+            rest = kInfinity;
+        }
+        int64_t num_chunks = (size_ + kSumChunk - 1) / kSumChunk, chunk = 0;
+        last = 0;
+        for (; chunk < num_chunks; ++chunk) {
+            double sum = static_cast<double>(chunk_sums_[chunk * kSumLanes + lane]);
+            if (rest < sum) break;
+            rest -= sum;
+            if (sum > 0.0) last = chunk;
+        }
+        if (chunk == num_chunks) {
+            chunk = last;
+            rest = kInfinity;
+        }
+        int64_t begin = chunk * kSumChunk + lane, stop = begin + kSumChunk < size_ ? begin + kSumChunk : size_;
+        last = begin;
+        for (int64_t i = begin; i < stop; i += kSumLanes) {
+            double weight = static_cast<double>(exp_of(log_weight_(d_[i])));
+            if (rest < weight) return i;
+            rest -= weight;
+            if (weight > 0.0) last = i;
+        }
+        return last;
+    }
+
+private:
+    const C* d_;
+    int64_t size_;
+    C* chunk_sums_;
+    C top_;
+    LogWeight<kBalancing, C> log_weight_;
+    double lane_[kSumLanes], total_, log_total_;
+};
+
+template <class C>
+EBM_HD void strike_out(C* d, int64_t index, int64_t num_categories) {
+    int64_t begin = index / num_categories * num_categories;
+    for (int64_t i = begin; i < begin + num_categories; ++i) d[i] = -C(kInfinity);
+}
+
+template <class C>
+EBM_HD C* copy_row(C* to, const C* from, int64_t size) {
+    using L = Lanes<C>;
+    int64_t i = 0;
+    for (; i + L::kWidth <= size; i += L::kWidth) L::store_to(to + i, L::load_from(from + i));
+    for (; i < size; ++i) to[i] = from[i];
+    return to;
+}
+
+template <Balancing kBalancing, class C>
+struct ProposeFlips {
+    ProposeFlipsParams p;
+
+    EBM_HD void run(int64_t chain, void* scratch) const {
+        const int64_t size = p.num_sites * p.num_categories, chunks = (size + kSumChunk - 1) / kSumChunk;
+        const C* d = static_cast<const C*>(p.differences) + chain * size;
+        C* chunk_sums = static_cast<C*>(scratch);
+        int64_t* index = p.index + chain * p.num_draws;
+        double log_q = 0.0;
+        if (p.with_replacement) {
+            Changes<kBalancing, C> changes(d, size, chunk_sums);
+            for (int64_t j = 0; j < p.num_draws; ++j) log_q += draw(changes, chain, j, index);
+            if (p.num_categories > 1 && has_conflict(index)) log_q = log_q == log_q ? kInfinity : log_q;
+        } else {
+            C* left = copy_row(chunk_sums + chunks * kSumLanes, d, size);
+            for (int64_t j = 0; j < p.num_draws; ++j) {
+                log_q += draw(Changes<kBalancing, C>(left, size, chunk_sums), chain, j, index);
+                strike_out(left, index[j], p.num_categories);
+            }
+        }
+        p.log_q[chain] = log_q;
+    }
+
+    EBM_HD double draw(const Changes<kBalancing, C>& changes, int64_t chain, int64_t j, int64_t* index) const {
+        index[j] = 0;
+        if (!changes.is_proper()) return as_double(uint64_t{0x7ff8000000000000u});
+        index[j] = changes.draw(uniform_draw(p.key, chain, j, p.stream));
+        return changes.log_prob(index[j]);
+    }
+
+    // Two draws would give one site different values.
+    EBM_HD bool has_conflict(const int64_t* index) const {
+        for (int64_t i = 1; i < p.num_draws; ++i) {
+            for (int64_t j = 0; j < i; ++j) {
+                if (index[i] != index[j] && index[i] / p.num_categories == index[j] / p.num_categories) return true;
+            }
+        }
+        return false;
+    }
+};
+
+// min(1, exp(log_ratio)) against a uniform; NaN and what is not finite are rejected. Returns whether the chain accepts.
+struct Verdict {
+    bool is_accepted, is_diverged;
+    double prob;
+
+    EBM_HD Verdict(double log_ratio, bool is_proper, double u) {
+        is_diverged = !is_proper || log_ratio != log_ratio;
+        prob = is_diverged ? 0.0 : log_ratio < 0.0 ? exp_of(log_ratio) : 1.0;
+        is_accepted = u < prob;
+    }
+};
+
+template <class P, class C>
+EBM_HD void settle(const P& p, const Verdict& verdict, int64_t chain, int64_t size) {
+    p.is_accepted[chain] = verdict.is_accepted;
+    p.is_diverged[chain] = verdict.is_diverged;
+    p.acceptance_prob[chain] = verdict.prob;
+    if (!verdict.is_accepted) return;
+    static_cast<C*>(p.energy)[chain] = static_cast<const C*>(p.new_energy)[chain];
+    copy_row(static_cast<C*>(p.differences) + chain * size, static_cast<const C*>(p.new_differences) + chain * size, size);
+}
+
+template <Balancing kBalancing, class C>
+struct AcceptFlips {
+    AcceptFlipsParams p;
+
+    EBM_HD void run(int64_t chain, void* scratch) const {
+        const int64_t size = p.num_sites * p.num_categories;
+        const C* d = static_cast<const C*>(p.new_differences) + chain * size;
+        const int64_t* back = p.back + chain * p.num_draws;
+        double before = static_cast<double>(static_cast<const C*>(p.energy)[chain]);
+        double after = static_cast<double>(static_cast<const C*>(p.new_energy)[chain]);
+        double log_q_back = 0.0;
+        bool is_proper = is_finite(after);
+        if (p.with_replacement) {
+            Changes<kBalancing, C> changes(d, size, nullptr);
+            is_proper = is_proper && changes.is_proper();
+            for (int64_t j = 0; j < p.num_draws; ++j) log_q_back += changes.log_prob(back[j]);
+        } else {
+            C* left = copy_row(static_cast<C*>(scratch), d, size);
+            for (int64_t j = p.num_draws - 1; j >= 0; --j) {  // the way back visits the sites the other way round
+                Changes<kBalancing, C> changes(left, size, nullptr);
+                is_proper = is_proper && changes.is_proper();
+                log_q_back += changes.log_prob(back[j]);
+                strike_out(left, back[j], p.num_categories);
+            }
+        }
+        double log_ratio = (before - after) + (log_q_back - p.log_q[chain]);
+        settle<AcceptFlipsParams, C>(p, Verdict(log_ratio, is_proper, uniform_draw(p.key, chain, 0, p.stream)), chain, size);
+    }
+};
+
+// ------------------------------------------------------------------------------------------------------------------------------------
+// Discrete Langevin, two values: a site changes with probability sigmoid(z), z = d / 2 - penalty.
+
+// The less likely outcome has probability e / (1 + e), e = exp(-|z|), and is drawn by u (1 + e) < e: small probabilities keep their
+// digits, and what cannot happen does not. float32 takes u from all 32 bits of a word.
+template <class C>
+struct LangevinSites {
+    uint8_t* changes;
+    const C* d;
+    int64_t dim;
+    C penalty;
+
+    struct Row {
+        uint8_t* changes;
+        const C* d;
+    };
+    EBM_HD Row row(int64_t chain) const { return {changes + chain * dim, d + chain * dim}; }
+
+    static EBM_HD float uniform_from(float word) { return (to_float(as_bits(word)) + 0.5f) * 2.3283064e-10f; }
+    static EBM_HD double uniform_from(double u) { return u; }
+    EBM_HD void put(const Row& row, int64_t e, C word) const {
+        C z = row.d[e] * C(0.5) - penalty;
+        C small = exp_of(z > 0 ? -z : z);
+        row.changes[e] = (z > 0) != (uniform_from(word) * (small + C(1)) < small);
+    }
+#if !defined(__CUDACC__)
+    static EBM_HD F32 uniform_from(F32 word) { return (to_float(as_bits(word)) + 0.5f) * 2.3283064e-10f; }
+    static EBM_HD F64 uniform_from(F64 u) { return u; }
+    template <class V>
+    EBM_HD void put_lanes(const Row& row, int64_t e, V word) const {
+        constexpr int kWidth = sizeof(V) / sizeof(C);
+        V z = load_lanes(row.d + e) * C(0.5) - penalty;
+        V small = exp_of(z > V{} ? -z : z);
+        V changes = (uniform_from(word) * (small + C(1)) < small) != (z > V{}) ? V{} + C(1) : V{};
+        C values[kWidth];
+        store(values, changes);
+        for (int i = 0; i < kWidth; ++i) row.changes[e + i] = static_cast<uint8_t>(values[i]);
+    }
+#endif
+};
+
+// ln of the probability of `changes` given d; NaN where d is NaN or +inf.
+template <class C>
+EBM_HD double langevin_log_prob(const C* d, const uint8_t* changes, int64_t size, C penalty) {
+    using L = Lanes<C>;
+    using V = typename L::V;
+    double sums[kSumLanes];
+    for (int i = 0; i < kSumLanes; ++i) sums[i] = 0.0;
+    for (int64_t begin = 0; begin < size;) {
+        L chunk = L::filled(C(0));
+        int64_t stop = begin + kSumChunk < size ? begin + kSumChunk : size;
+        for (; begin < stop; begin += kSumLanes) {
+            C signs[kSumLanes];
+            if (begin + kSumLanes <= size) {
+                for (int i = 0; i < kSumLanes; ++i) signs[i] = changes[begin + i] ? C(1) : C(-1);
+            } else {
+                for (int i = 0; i < kSumLanes; ++i) signs[i] = begin + i < size && changes[begin + i] ? C(1) : C(-1);
+            }
+            L row = L::at(d, begin, size, -C(kInfinity)), sign = L::at(signs, 0, kSumLanes, C(0));
+            EBM_UNROLL for (int i = 0; i < L::kCount; ++i) {
+                V z = row.v[i] * C(0.5) - penalty;
+                V correction = log_of(exp_of(z > V{} ? -z : z) + C(1));
+                V chosen = z * sign.v[i];
+                V excess = row.v[i] == V{} + C(kInfinity) ? row.v[i] - row.v[i] : V{};  // +inf must not come out as a number
+                chunk.v[i] = chunk.v[i] + ((chosen > V{} ? V{} : chosen) - correction + excess);
+            }
+        }
+        C values[kSumLanes];
+        chunk.put(values);
+        for (int i = 0; i < kSumLanes; ++i) sums[i] += static_cast<double>(values[i]);
+    }
+    double total = 0.0;
+    for (int i = 0; i < kSumLanes; ++i) total += sums[i];
+    return total;
+}
+
+// ------------------------------------------------------------------------------------------------------------------------------------
+// Discrete Langevin, tokens: a site is value c with probability ∝ exp(d_c / 2 - penalty), ∝ 1 for its present value.
+
+struct TokenRow {
+    const void* tokens;
+    Dtype dtype;
+    EBM_HD int64_t operator[](int64_t i) const {
+        return dtype == Dtype::uint8 ? static_cast<const uint8_t*>(tokens)[i] : static_cast<const int64_t*>(tokens)[i];
+    }
+};
+
+EBM_HD TokenRow token_row(const void* tokens, Dtype dtype, int64_t begin) {
+    return {static_cast<const char*>(tokens) + begin * (dtype == Dtype::uint8 ? 1 : 8), dtype};
+}
+
+template <class C>
+class SiteValues {
+public:
+    EBM_HD SiteValues(const C* d, int64_t num_categories, int64_t present, C penalty)
+        : d_(d), num_categories_(num_categories), present_(present), penalty_(penalty) {
+        top_ = C(0);
+        for (int64_t c = 0; c < num_categories; ++c) {
+            C z = value(c);
+            top_ = z > top_ ? z : top_;
+        }
+        total_ = 0.0;
+        for (int64_t c = 0; c < num_categories; ++c) total_ += weight(c);
+    }
+    EBM_HD C value(int64_t c) const { return c == present_ ? C(0) : d_[c] * C(0.5) - penalty_; }
+    EBM_HD double weight(int64_t c) const { return static_cast<double>(exp_of(value(c) - top_)); }
+    EBM_HD double log_prob(int64_t c) const { return static_cast<double>(value(c) - top_) - log_of(total_); }  // NaN: total_ is NaN
+    EBM_HD int64_t draw(double u) const {
+        double rest = u * total_;
+        int64_t last = present_;
+        for (int64_t c = 0; c < num_categories_; ++c) {
+            double w = weight(c);
+            if (rest < w) return c;
+            rest -= w;
+            if (w > 0.0) last = c;
+        }
+        return last;
+    }
+    EBM_HD bool is_proper() const { return is_finite(total_); }
+
+private:
+    const C* d_;
+    int64_t num_categories_, present_;
+    C penalty_, top_;
+    double total_;
+};
+
+template <class C>
+struct ProposeTokens {
+    ProposeLangevinParams p;
+
+    EBM_HD void run(int64_t chain, void*) const {
+        TokenRow old = token_row(p.tokens, p.token_dtype, chain * p.num_sites);
+        double log_q = 0.0;
+        for (int64_t site = 0; site < p.num_sites; ++site) {
+            int64_t i = chain * p.num_sites + site;
+            SiteValues<C> values(static_cast<const C*>(p.differences) + i * p.num_categories, p.num_categories, old[site],
+                                 static_cast<C>(p.penalty));
+            int64_t chosen = values.is_proper() ? values.draw(uniform_draw(p.key, chain, site, p.stream)) : old[site];
+            log_q += values.is_proper() ? values.log_prob(chosen) : as_double(uint64_t{0x7ff8000000000000u});
+            if (p.token_dtype == Dtype::uint8) {
+                static_cast<uint8_t*>(p.proposed)[i] = static_cast<uint8_t>(chosen);
+            } else {
+                static_cast<int64_t*>(p.proposed)[i] = chosen;
+            }
+        }
+        p.log_q[chain] = log_q;
+    }
+};
+
+template <class C>
+struct LangevinLogProb {
+    ProposeLangevinParams p;
+
+    EBM_HD void run(int64_t chain, void*) const {
+        int64_t begin = chain * p.num_sites;
+        p.log_q[chain] = langevin_log_prob(static_cast<const C*>(p.differences) + begin, static_cast<const uint8_t*>(p.proposed) + begin,
+                                           p.num_sites, static_cast<C>(p.penalty));
+    }
+};
+
+template <class C>
+struct AcceptLangevin {
+    AcceptLangevinParams p;
+
+    EBM_HD void run(int64_t chain, void*) const {
+        const int64_t size = p.num_sites * p.num_categories, begin = chain * p.num_sites;
+        const C* d = static_cast<const C*>(p.new_differences) + chain * size;
+        double before = static_cast<double>(static_cast<const C*>(p.energy)[chain]);
+        double after = static_cast<double>(static_cast<const C*>(p.new_energy)[chain]);
+        double log_q_back = 0.0;
+        if (p.num_categories == 1) {
+            log_q_back = langevin_log_prob(d, static_cast<const uint8_t*>(p.proposed) + begin, p.num_sites, static_cast<C>(p.penalty));
+        } else {
+            TokenRow old = token_row(p.tokens, p.token_dtype, begin), present = token_row(p.proposed, p.token_dtype, begin);
+            for (int64_t site = 0; site < p.num_sites; ++site) {
+                SiteValues<C> values(d + site * p.num_categories, p.num_categories, present[site], static_cast<C>(p.penalty));
+                log_q_back += values.is_proper() ? values.log_prob(old[site]) : as_double(uint64_t{0x7ff8000000000000u});
+            }
+        }
+        double log_ratio = (before - after) + (log_q_back - p.log_q[chain]);
+        bool is_proper = is_finite(after) && log_q_back == log_q_back;
+        if (!p.metropolis && log_ratio == log_ratio) log_ratio = 0.0;
+        settle<AcceptLangevinParams, C>(p, Verdict(log_ratio, is_proper, uniform_draw(p.key, chain, 0, p.stream)), chain, size);
+    }
+};
+
+EBM_END
