@@ -18,7 +18,7 @@ PYTHON = {
     "discrete": {"types", "gradients"},
     "samplers": {"types", "gradients", "discrete", "ops"},
     "losses": {"types", "gradients", "ops"},
-    "energies": {"types", "graph", "ops"},
+    "energies": {"types", "graph", "discrete", "ops"},
     "evaluation": {"types", "gradients", "discrete", "ops", "evaluation"},
     "sampling": {"types", "ops"},
     "training": {"types", "ops", "training"},

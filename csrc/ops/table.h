@@ -2,6 +2,7 @@
 #pragma once
 
 #include "langevin.h"
+#include "potts.h"
 #include "random.h"
 
 namespace ebm {

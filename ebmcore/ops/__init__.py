@@ -2,10 +2,12 @@
 
 from ebmcore._native import cuda_problem, info, version
 from ebmcore.ops.langevin import langevin_step, langevin_step_, langevin_step_reference
+from ebmcore.ops.potts import PottsTables, potts_chain_
 from ebmcore.ops.random import Stream, bernoulli, normal, philox, rademacher, uniform
 from ebmcore.ops.threads import get_num_threads, set_num_threads
 
 __all__ = [
+    "PottsTables",
     "Stream",
     "bernoulli",
     "cuda_problem",
@@ -16,6 +18,7 @@ __all__ = [
     "langevin_step_reference",
     "normal",
     "philox",
+    "potts_chain_",
     "rademacher",
     "set_num_threads",
     "uniform",
