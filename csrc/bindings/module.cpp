@@ -8,6 +8,7 @@ void register_runtime(py::module_& m);
 void register_random(py::module_& m);
 void register_langevin(py::module_& m);
 void register_potts(py::module_& m);
+void register_clusters(py::module_& m);
 }  // namespace ebm
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
@@ -16,4 +17,5 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     ebm::register_random(m);
     ebm::register_langevin(m);
     ebm::register_potts(m);
+    ebm::register_clusters(m);
 }

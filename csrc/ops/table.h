@@ -1,6 +1,7 @@
 // One function pointer per line of ops.def: what a backend hands out.
 #pragma once
 
+#include "clusters.h"
 #include "langevin.h"
 #include "potts.h"
 #include "random.h"

@@ -171,6 +171,13 @@ class Potts(nn.Module):
             if largest > _MAX_FIELDS[options["balancing"]]:
                 return None
             return NativeRun(*ops.potts_chain_("gwg", states, tables, key=key, num_steps=num_steps, balancing=options["balancing"]))
+        if kernel == "swendsen_wang":
+            if self.coupling.dim() > 1:
+                raise ValueError(f"SwendsenWang: coupling must be a number or one for each edge, got tables {tuple(self.coupling.shape)}")
+            fields = None if self.field is None else self.field.expand(self.graph.num_sites, -1)
+            edges, q = self.graph.on("edges", states.device), self.alphabet.num_categories
+            num_flips = ops.swendsen_wang_(states, edges, self.coupling, fields, key=key, num_steps=num_steps, num_categories=q)
+            return NativeRun(None, None, num_flips)
         return None
 
     def _tokens(self, x: Tensor, caller: str) -> Tensor:

@@ -1,6 +1,7 @@
 """Native ops on torch tensors and NumPy arrays, one function each, with its plain-torch twin `<op>_reference`."""
 
 from ebmcore._native import cuda_problem, info, version
+from ebmcore.ops.clusters import swendsen_wang_
 from ebmcore.ops.langevin import langevin_step, langevin_step_, langevin_step_reference
 from ebmcore.ops.potts import PottsTables, potts_chain_
 from ebmcore.ops.random import Stream, bernoulli, normal, philox, rademacher, uniform
@@ -21,6 +22,7 @@ __all__ = [
     "potts_chain_",
     "rademacher",
     "set_num_threads",
+    "swendsen_wang_",
     "uniform",
     "version",
 ]
