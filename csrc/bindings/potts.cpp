@@ -20,7 +20,7 @@ using PottsOp = Status (*OpTable::*)(const PottsParams&);
 
 template <PottsOp op>
 void potts(const char* name, const py::object& states, const py::object& key, const py::object& offsets, const py::object& neighbours,
-           const py::object& couplings, int64_t coupling_stride, bool is_table, const py::object& reverse, const py::object& fields,
+           const py::object& couplings, int64_t coupling_stride, bool is_table, bool is_bounded, const py::object& reverse, const py::object& fields,
            int32_t num_categories, const py::object& unit, const py::object& order, int32_t scan, int32_t balancing, int64_t max_degree,
            int64_t num_steps, const py::object& is_accepted, const py::object& acceptance_prob, const py::object& num_flips,
            const py::object& workspace) {
@@ -38,7 +38,7 @@ void potts(const char* name, const py::object& states, const py::object& key, co
     int64_t num_couplings = (coupling_stride ? num_entries : 1) * table + (is_table ? 16 : 0);
     p.couplings = pointer<int32_t>(couplings, x, Dtype::int32, num_couplings, name, "couplings");
     p.reverse = pointer<int32_t>(reverse, x, Dtype::int32, num_entries, name, "reverse");
-    p.fields = pointer<int32_t>(fields, x, Dtype::int32, p.num_sites * num_categories, name, "fields");
+    p.fields = pointer<int32_t>(fields, x, Dtype::int32, p.num_sites * num_categories + 16, name, "fields");
     p.unit = pointer<double>(unit, x, Dtype::float64, 1, name, "unit");
     p.order = pointer<int32_t>(order, x, Dtype::int32, p.num_sites, name, "order");
     p.is_accepted = pointer<bool>(is_accepted, x, Dtype::uint8, p.num_chains, name, "is_accepted");
@@ -47,6 +47,7 @@ void potts(const char* name, const py::object& states, const py::object& key, co
     p.workspace = pointer<char>(workspace, x, Dtype::uint8, 0, name, "workspace");
     p.coupling_stride = coupling_stride;
     p.is_table = is_table;
+    p.is_bounded = is_bounded;
     p.scan = static_cast<Scan>(scan);
     p.balancing = static_cast<Balancing>(balancing);
     p.max_degree = max_degree;
@@ -68,15 +69,15 @@ void define(py::module_& m, const char* name) {
     m.def(
         name,
         [call](const py::object& states, const py::object& key, const py::object& offsets, const py::object& neighbours,
-               const py::object& couplings, int64_t coupling_stride, bool is_table, const py::object& reverse, const py::object& fields,
+               const py::object& couplings, int64_t coupling_stride, bool is_table, bool is_bounded, const py::object& reverse, const py::object& fields,
                int32_t num_categories, const py::object& unit, const py::object& order, int32_t scan, int32_t balancing,
                int64_t max_degree, int64_t num_steps, const py::object& is_accepted, const py::object& acceptance_prob,
                const py::object& num_flips, const py::object& workspace) {
-            call(states, key, offsets, neighbours, couplings, coupling_stride, is_table, reverse, fields, num_categories, unit, order,
+            call(states, key, offsets, neighbours, couplings, coupling_stride, is_table, is_bounded, reverse, fields, num_categories, unit, order,
                  scan, balancing, max_degree, num_steps, is_accepted, acceptance_prob, num_flips, workspace);
         },
         py::arg("states"), py::arg("key"), py::arg("offsets"), py::arg("neighbours"), py::arg("couplings"), py::arg("coupling_stride"),
-        py::arg("is_table"), py::arg("reverse"), py::arg("fields"), py::arg("num_categories"), py::arg("unit"), py::arg("order"),
+        py::arg("is_table"), py::arg("is_bounded"), py::arg("reverse"), py::arg("fields"), py::arg("num_categories"), py::arg("unit"), py::arg("order"),
         py::arg("scan"), py::arg("balancing"), py::arg("max_degree"), py::arg("num_steps"), py::arg("is_accepted"),
         py::arg("acceptance_prob"), py::arg("num_flips"), py::arg("workspace"));
 }

@@ -17,7 +17,7 @@ struct PottsParams {
     const int32_t* couplings;  // of an entry: one number, gained where x_i == x_j; with is_table a table [x_j][x_i]. Tables are followed by
                                // 16 more numbers, of any value
     const int32_t* reverse;    // (num_entries,), the entry of site j that leads back to i; only with tables of their own
-    const int32_t* fields;     // (num_sites, num_categories)
+    const int32_t* fields;     // (num_sites, num_categories), followed by 16 more numbers
     const double* unit;        // (1,)
     const int32_t* order;      // (num_sites,), for Scan::checkerboard
     bool* is_accepted;         // (num_chains,), of the last step; null for Gibbs
@@ -32,6 +32,7 @@ struct PottsParams {
     int64_t coupling_stride;   // numbers of an entry; 0: all entries share theirs
     int32_t num_categories;
     bool is_table;
+    bool is_bounded;           // no two fields of a site differ by more than 80 / unit
     Scan scan;
     Balancing balancing;
     Place place;

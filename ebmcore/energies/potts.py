@@ -201,10 +201,9 @@ class Potts(nn.Module):
 
     def _entry_tables(self, tables: Tensor) -> Tensor:
         """Tables of edges as those of the neighbours of every site in turn, [x_neighbour, x_site]."""
-        device = tables.device
-        is_oriented = self.graph.on("is_oriented", device)
-        both = torch.stack((tables, tables.mT))
-        return both[is_oriented.long(), self.graph.on("edge_ids", device)]
+        edge_ids = self.graph.on("edge_ids", tables.device)
+        places = edge_ids + self.graph.on("is_oriented", tables.device) * len(tables)
+        return torch.cat((tables, tables.mT)).index_select(0, places)
 
     @torch.no_grad()
     def _integers(self, device: torch.device) -> tuple[ops.PottsTables, float]:
@@ -225,23 +224,25 @@ class Potts(nn.Module):
             raise ValueError(f"Potts: coupling and field must be finite and a site's below {MAX_FIELD:.0e} in sum, got {largest}")
         exponent = torch.frexp(bound).exponent.clamp(min=-60) - 29
         unit = torch.ldexp(torch.ones_like(bound), exponent).reshape(1)
-        if coupling.dim() < 2:
-            entries = coupling.reshape(1) if coupling.dim() == 0 else coupling[graph.on("edge_ids", device)]
-        elif coupling.dim() == 2:
-            entries = nn.functional.pad(coupling.flatten(), (0, 16))
-        else:
-            entries = nn.functional.pad(self._entry_tables(coupling).flatten(), (0, 16))
-        fields = torch.zeros(graph.num_sites, q, dtype=torch.int32, device=device)
+        scale = (1 / unit).to(coupling.dtype)
+        numbers = (coupling * scale).round().to(torch.int32)
+        if coupling.dim() == 1:
+            numbers = numbers[graph.on("edge_ids", device)]
+        elif coupling.dim() == 3:
+            numbers = self._entry_tables(numbers)
+        fields = torch.zeros(graph.num_sites * q + 16, dtype=torch.int32, device=device)
         if self.field is not None:
-            fields += (self.field / unit).round().to(torch.int32)
+            fields[:-16].view(-1, q)[:] = (self.field * scale).round()
         tables = ops.PottsTables(
             graph.on("offsets", device),
             graph.on("neighbours", device),
-            (entries / unit).round().to(torch.int32),
+            nn.functional.pad(numbers.flatten(), (0, 16)),
             0 if coupling.dim() in (0, 2) else 1 if coupling.dim() == 1 else q * q,
             coupling.dim() >= 2,
+            largest <= 40.0,
             graph.on("reverse", device) if coupling.dim() == 3 else None,
             fields,
+            q,
             unit,
             graph.max_degree,
         )

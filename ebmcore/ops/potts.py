@@ -20,7 +20,7 @@ SCANS = {"raster": 0, "random": 1, "checkerboard": 2}
 BALANCINGS = {"sqrt": 0, "barker": 1, "min": 2, "max": 3}
 
 _ARGUMENTS = (
-    "Tensor key, Tensor offsets, Tensor neighbours, Tensor couplings, int coupling_stride, bool is_table, Tensor? reverse, Tensor fields, "
+    "Tensor key, Tensor offsets, Tensor neighbours, Tensor couplings, int coupling_stride, bool is_table, bool is_bounded, Tensor? reverse, Tensor fields, "
     "int num_categories, Tensor unit, Tensor? order, int scan, int balancing, int max_degree, int num_steps"
 )
 
@@ -34,8 +34,10 @@ class PottsTables(NamedTuple):
             more numbers behind the last), else one number, gained where x_i == x_j.
         coupling_stride: numbers of an entry; 0: all entries share theirs.
         is_table: see `couplings`.
+        is_bounded: no two fields of a site differ by more than 80 / unit.
         reverse: int32, the entry of the neighbour that leads back; None for what is symmetric anyway.
-        fields: (num_sites, num_categories) int32.
+        fields: int32, (num_sites, num_categories) and 16 more numbers.
+        num_categories: of a site.
         unit: (1,) float64.
         max_degree: most entries of a site.
     """
@@ -45,8 +47,10 @@ class PottsTables(NamedTuple):
     couplings: Tensor
     coupling_stride: int
     is_table: bool
+    is_bounded: bool
     reverse: Tensor | None
     fields: Tensor
+    num_categories: int
     unit: Tensor
     max_degree: int
 
@@ -66,7 +70,7 @@ def _define(kernel: str) -> Any:
         is_accepted, acceptance_prob, num_flips = outputs(states)
         workspace = None
         if kernel == "gwg" and states.is_cuda:
-            scratch = _native.core.potts_gwg_scratch(states[:1].numel(), arguments[8], arguments[13])
+            scratch = _native.core.potts_gwg_scratch(states[:1].numel(), arguments[9], arguments[14])
             workspace = torch.empty(len(states) * scratch, dtype=torch.uint8, device=states.device)
         rejects = kernel != "gibbs"
         getattr(_native.core, name)(
@@ -123,15 +127,7 @@ def potts_chain_(
     result: tuple[Tensor, Tensor, Tensor] = _OPS[kernel](
         states,
         key_tensor(key, states.device, caller),
-        tables.offsets,
-        tables.neighbours,
-        tables.couplings,
-        tables.coupling_stride,
-        tables.is_table,
-        tables.reverse,
-        tables.fields,
-        tables.fields.shape[1],
-        tables.unit,
+        *tables[:-1],
         order,
         SCANS[scan],
         BALANCINGS[balancing],

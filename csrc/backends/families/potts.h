@@ -13,8 +13,9 @@ int64_t potts_grain(const PottsParams& p, int64_t updates_per_step, int64_t ns_p
 
 template <bool kTable, int kRow>
 Status gibbs_of(const PottsParams& p) {
-    int64_t grain = potts_grain(p, p.scan == Scan::random ? 1 : p.num_sites, 50);
-    return for_each_chain(PottsGibbs<kTable, kRow>{{p}}, p.num_chains, grain, 0, nullptr, p.place);
+    constexpr int64_t group = PottsGibbs<kTable, kRow>::kGroup;
+    int64_t grain = potts_grain(p, group * (p.scan == Scan::random ? 1 : p.num_sites), 20);
+    return for_each_chain(PottsGibbs<kTable, kRow>{{p}}, (p.num_chains + group - 1) / group, grain, 0, nullptr, p.place);
 }
 
 template <bool kTable, int kRow>
@@ -43,7 +44,9 @@ Status gwg_of(const PottsParams& p) {
 
 Status potts_gibbs(const PottsParams& p) {
     if (p.num_categories <= 4) return p.is_table ? gibbs_of<true, 4>(p) : gibbs_of<false, 4>(p);
-    return p.is_table ? gibbs_of<true, 16>(p) : gibbs_of<false, 16>(p);
+    if (p.num_categories <= 16) return p.is_table ? gibbs_of<true, 16>(p) : gibbs_of<false, 16>(p);
+    if (p.num_categories <= 32) return p.is_table ? gibbs_of<true, 32>(p) : gibbs_of<false, 32>(p);
+    return p.is_table ? gibbs_of<true, kMaxCategories>(p) : gibbs_of<false, kMaxCategories>(p);
 }
 
 Status potts_metropolis(const PottsParams& p) { return p.is_table ? metropolis_of<true, 4>(p) : metropolis_of<false, 4>(p); }
@@ -55,7 +58,9 @@ Status potts_gwg_scratch(const PottsParams& p) {
 
 Status potts_gwg(const PottsParams& p) {
     if (p.num_categories <= 4) return p.is_table ? gwg_of<true, 4>(p) : gwg_of<false, 4>(p);
-    return p.is_table ? gwg_of<true, 16>(p) : gwg_of<false, 16>(p);
+    if (p.num_categories <= 16) return p.is_table ? gwg_of<true, 16>(p) : gwg_of<false, 16>(p);
+    if (p.num_categories <= 32) return p.is_table ? gwg_of<true, 32>(p) : gwg_of<false, 32>(p);
+    return p.is_table ? gwg_of<true, kMaxCategories>(p) : gwg_of<false, kMaxCategories>(p);
 }
 
 EBM_END
