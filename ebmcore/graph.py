@@ -127,6 +127,14 @@ class Graph:
     def is_oriented(self) -> Tensor:
         return self._adjacency[3]
 
+    @functools.cached_property
+    def reverse(self) -> Tensor:
+        """(2 · num_edges,) int32: where in `neighbours` the same edge stands for its other end."""
+        pairs = np.argsort(self.edge_ids.numpy(), kind="stable").reshape(-1, 2)
+        reverse = np.empty(2 * self.num_edges, dtype=np.int32)
+        reverse[pairs] = pairs[:, ::-1]
+        return torch.from_numpy(reverse)
+
     @property
     def max_degree(self) -> int:
         return int(self.offsets.diff().max())

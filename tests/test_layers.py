@@ -20,7 +20,7 @@ PYTHON = {
     "samplers": {"types", "gradients", "discrete", "discrete_sampler", "ops"},
     "warm_up": {"types"},
     "losses": {"types", "gradients", "ops"},
-    "energies": {"types", "graph", "ops"},
+    "energies": {"types", "graph", "discrete", "ops"},
     "evaluation": {"types", "gradients", "discrete", "ops", "evaluation"},
     "sampling": {"types", "ops"},
     "training": {"types", "ops", "training"},

@@ -9,6 +9,8 @@ void register_random(py::module_& m);
 void register_langevin(py::module_& m);
 void register_ising(py::module_& m);
 void register_proposals(py::module_& m);
+void register_potts(py::module_& m);
+void register_clusters(py::module_& m);
 }  // namespace ebm
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
@@ -18,4 +20,6 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     ebm::register_langevin(m);
     ebm::register_ising(m);
     ebm::register_proposals(m);
+    ebm::register_potts(m);
+    ebm::register_clusters(m);
 }

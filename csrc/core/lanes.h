@@ -38,6 +38,17 @@ EBM_HD uint64_t as_bits(double x) {
     return bits;
 }
 
+template <class Vector, class T>
+EBM_HD Vector load(const T* p) {
+    Vector v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+template <class Vector, class T>
+EBM_HD void store(T* p, Vector v) {
+    memcpy(p, &v, sizeof v);
+}
+
 EBM_HD float to_float(uint32_t x) { return static_cast<float>(x); }
 EBM_HD float to_float(int32_t x) { return static_cast<float>(x); }
 EBM_HD int32_t to_int(float x) { return static_cast<int32_t>(x); }
@@ -79,17 +90,6 @@ EBM_HD U64 as_bits(F64 x) { return (U64)x; }
 EBM_HD F32 to_float(U32 x) { return __builtin_convertvector(x, F32); }
 EBM_HD F32 to_float(I32 x) { return __builtin_convertvector(x, F32); }
 EBM_HD I32 to_int(F32 x) { return __builtin_convertvector(x, I32); }
-
-template <class Vector, class T>
-EBM_HD Vector load(const T* p) {
-    Vector v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
-template <class Vector, class T>
-EBM_HD void store(T* p, Vector v) {
-    memcpy(p, &v, sizeof v);
-}
 
 #if defined(__AVX512F__)
 EBM_HD U64 mul_wide(U64 a, uint32_t m) { return (U64)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(m)); }

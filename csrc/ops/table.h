@@ -1,8 +1,10 @@
 // One function pointer per line of ops.def: what a backend hands out.
 #pragma once
 
+#include "clusters.h"
 #include "ising.h"
 #include "langevin.h"
+#include "potts.h"
 #include "proposals.h"
 #include "random.h"
 

@@ -1,6 +1,7 @@
 """Native ops on torch tensors and NumPy arrays, one function each, with its plain-torch twin `<op>_reference`."""
 
 from ebmcore._native import cuda_problem, info, version
+from ebmcore.ops.clusters import swendsen_wang_
 from ebmcore.ops.ising import (
     IsingModel,
     ising_energy,
@@ -11,6 +12,7 @@ from ebmcore.ops.ising import (
     ising_metropolis_,
 )
 from ebmcore.ops.langevin import langevin_step, langevin_step_, langevin_step_reference
+from ebmcore.ops.potts import PottsTables, potts_chain_
 from ebmcore.ops.proposals import (
     Verdict,
     accept_flips_,
@@ -27,6 +29,7 @@ from ebmcore.ops.threads import get_num_threads, set_num_threads
 
 __all__ = [
     "IsingModel",
+    "PottsTables",
     "Stream",
     "Verdict",
     "accept_flips_",
@@ -48,12 +51,14 @@ __all__ = [
     "langevin_step_reference",
     "normal",
     "philox",
+    "potts_chain_",
     "propose_flips",
     "propose_flips_reference",
     "propose_langevin",
     "propose_langevin_reference",
     "rademacher",
     "set_num_threads",
+    "swendsen_wang_",
     "uniform",
     "version",
 ]
