@@ -54,6 +54,20 @@ class DiscreteInfo(NamedTuple):
     energy_change: Tensor
 
 
+class NativeRun(NamedTuple):
+    """What `native_chain` of an energy says of the steps that it took; each (num_chains,).
+
+    Attributes:
+        is_accepted: bool, the last proposal was accepted; None for kernels that do not reject.
+        acceptance_prob: mean probability of acceptance over the steps; None for kernels that do not reject.
+        num_flips: int64, sites that changed, summed over the steps.
+    """
+
+    is_accepted: Tensor | None
+    acceptance_prob: Tensor | None
+    num_flips: Tensor
+
+
 def alphabet_of(energy: EnergyFn) -> Alphabet:
     """The alphabet that `energy` says it has; {0, 1} if it says nothing."""
     alphabet: Alphabet = getattr(energy, "alphabet", BINARY)

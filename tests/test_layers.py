@@ -17,7 +17,7 @@ PYTHON = {
     "discrete": {"types", "gradients"},
     "samplers": {"types", "gradients", "discrete", "ops"},
     "losses": {"types", "gradients", "ops"},
-    "energies": {"types", "ops"},
+    "energies": {"types", "discrete", "ops"},
     "evaluation": {"types", "gradients", "discrete", "ops", "evaluation"},
     "sampling": {"types", "ops"},
     "training": {"types", "ops", "training"},

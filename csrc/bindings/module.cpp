@@ -7,6 +7,7 @@ namespace ebm {
 void register_runtime(py::module_& m);
 void register_random(py::module_& m);
 void register_langevin(py::module_& m);
+void register_rbm(py::module_& m);
 }  // namespace ebm
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
@@ -14,4 +15,5 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     ebm::register_runtime(m);
     ebm::register_random(m);
     ebm::register_langevin(m);
+    ebm::register_rbm(m);
 }

@@ -3,6 +3,7 @@
 
 #include "langevin.h"
 #include "random.h"
+#include "rbm.h"
 
 namespace ebm {
 

@@ -1,4 +1,5 @@
 from ebmcore.energies.networks import MLP, ConvNet
 from ebmcore.energies.one_hot import OneHot
+from ebmcore.energies.rbm import BernoulliRBM, GaussianRBM
 
-__all__ = ["MLP", "ConvNet", "OneHot"]
+__all__ = ["MLP", "BernoulliRBM", "ConvNet", "GaussianRBM", "OneHot"]

@@ -3,6 +3,7 @@
 from ebmcore._native import cuda_problem, info, version
 from ebmcore.ops.langevin import langevin_step, langevin_step_, langevin_step_reference
 from ebmcore.ops.random import Stream, bernoulli, normal, philox, rademacher, uniform
+from ebmcore.ops.rbm import sigmoid_bernoulli, sigmoid_bernoulli_reference, softplus_sum, softplus_sum_reference
 from ebmcore.ops.threads import get_num_threads, set_num_threads
 
 __all__ = [
@@ -18,6 +19,10 @@ __all__ = [
     "philox",
     "rademacher",
     "set_num_threads",
+    "sigmoid_bernoulli",
+    "sigmoid_bernoulli_reference",
+    "softplus_sum",
+    "softplus_sum_reference",
     "uniform",
     "version",
 ]
