@@ -21,6 +21,7 @@ PYTHON = {
     "warm_up": {"types"},
     "losses": {"types", "gradients", "ops"},
     "energies": {"types", "graph", "discrete", "ops"},
+    "energies": {"types", "discrete", "ops"},
     "evaluation": {"types", "gradients", "discrete", "ops", "evaluation"},
     "sampling": {"types", "ops"},
     "training": {"types", "ops", "training"},

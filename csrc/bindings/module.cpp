@@ -11,6 +11,7 @@ void register_ising(py::module_& m);
 void register_proposals(py::module_& m);
 void register_potts(py::module_& m);
 void register_clusters(py::module_& m);
+void register_rbm(py::module_& m);
 }  // namespace ebm
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
@@ -22,4 +23,5 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     ebm::register_proposals(m);
     ebm::register_potts(m);
     ebm::register_clusters(m);
+    ebm::register_rbm(m);
 }

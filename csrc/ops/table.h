@@ -7,6 +7,7 @@
 #include "potts.h"
 #include "proposals.h"
 #include "random.h"
+#include "rbm.h"
 
 namespace ebm {
 

@@ -2,5 +2,6 @@ from ebmcore.energies.ising import Ising
 from ebmcore.energies.networks import MLP, ConvNet
 from ebmcore.energies.one_hot import OneHot
 from ebmcore.energies.potts import Potts
+from ebmcore.energies.rbm import BernoulliRBM, GaussianRBM
 
-__all__ = ["MLP", "ConvNet", "Ising", "OneHot", "Potts"]
+__all__ = ["MLP", "BernoulliRBM", "ConvNet", "GaussianRBM", "Ising", "OneHot", "Potts"]

@@ -25,6 +25,7 @@ from ebmcore.ops.proposals import (
     propose_langevin_reference,
 )
 from ebmcore.ops.random import Stream, bernoulli, normal, philox, rademacher, uniform
+from ebmcore.ops.rbm import sigmoid_bernoulli, sigmoid_bernoulli_reference, softplus_sum, softplus_sum_reference
 from ebmcore.ops.threads import get_num_threads, set_num_threads
 
 __all__ = [
@@ -58,6 +59,10 @@ __all__ = [
     "propose_langevin_reference",
     "rademacher",
     "set_num_threads",
+    "sigmoid_bernoulli",
+    "sigmoid_bernoulli_reference",
+    "softplus_sum",
+    "softplus_sum_reference",
     "swendsen_wang_",
     "uniform",
     "version",

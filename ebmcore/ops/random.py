@@ -31,6 +31,7 @@ class Stream(enum.IntEnum):
     BUFFER = 5
     DATA = 6
     TIE = 7  # the low bits of a draw whose high bits did not decide
+    HIDDEN = 8  # units that are no part of the state
 
 
 _ELEMENTS_PER_BLOCK = {

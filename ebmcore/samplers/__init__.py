@@ -1,5 +1,6 @@
 """Samplers: frozen dataclasses of hyperparameters with init, step, advance and a call."""
 
+from ebmcore.samplers.block_gibbs import BlockGibbs
 from ebmcore.samplers.discrete_langevin import DiscreteLangevin
 from ebmcore.samplers.gibbs import Gibbs
 from ebmcore.samplers.gibbs_with_gradients import GibbsWithGradients
@@ -9,6 +10,7 @@ from ebmcore.samplers.random_flip_metropolis import RandomFlipMetropolis
 from ebmcore.samplers.swendsen_wang import SwendsenWang
 
 __all__ = [
+    "BlockGibbs",
     "DiscreteLangevin",
     "Gibbs",
     "GibbsWithGradients",

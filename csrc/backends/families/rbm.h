@@ -1,0 +1,40 @@
+// Restricted Boltzmann machines.
+#include "../../kernels/rbm.h"
+#include "../launch.h"
+
+EBM_BEGIN
+namespace {
+
+template <class Body>
+Status run_rows(const Body& body, int64_t row, const Place& place) {
+    return for_each_chain(body, body.p.num_chains, 1 + 16384 / row, 0, nullptr, place);
+}
+
+}  // namespace
+
+Status sigmoid_bernoulli(const SigmoidBernoulliParams& p) {
+    SigmoidBernoulliSink sink{p.out, p.logits, p.bias, p.dim, p.scale};
+#if defined(__CUDACC__)
+    return for_each_block<float>(DrawWord{}, sink, p.key, p.num_chains, p.dim, 0, p.stream, p.place);
+#else
+    // Words first: what a row has beyond whole tiles is drawn one by one, and exp one by one costs more than another pass.
+    StoreSink<float> words{p.out, p.dim};
+    if (Status status = for_each_block<float>(DrawWord{}, words, p.key, p.num_chains, p.dim, 0, p.stream, p.place)) return status;
+    return for_each_chain(SigmoidBernoulliBody{sink}, p.num_chains, 1 + 16384 / p.dim, 0, nullptr, p.place);
+#endif
+}
+
+Status softplus_sum(const SoftplusSumParams& p) { return run_rows(SoftplusSumBody{p}, p.dim, p.place); }
+
+Status rbm_gwg(const RbmGwgParams& p) {
+    const int64_t row = p.num_visible + p.num_hidden;
+    switch (p.balancing) {
+        case 0: return run_rows(RbmGwgBody<0>{p}, row, p.place);
+        case 1: return run_rows(RbmGwgBody<1>{p}, row, p.place);
+        case 2: return run_rows(RbmGwgBody<2>{p}, row, p.place);
+        case 3: return run_rows(RbmGwgBody<3>{p}, row, p.place);
+        default: return "no such balancing function";
+    }
+}
+
+EBM_END

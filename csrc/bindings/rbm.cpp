@@ -1,0 +1,104 @@
+// Restricted Boltzmann machines.
+#include "tensor.h"
+
+namespace ebm {
+namespace {
+
+// The data of `array`, which has that dtype and number of elements and lies where `like` does.
+template <class T>
+T* data_of(const py::handle& array, Dtype dtype, int64_t numel, const TensorView& like, const char* op, const char* argument) {
+    TensorView v = view(array, op, argument);
+    const std::string where = std::string(op) + ": " + argument;
+    if (v.dtype != dtype) throw py::type_error(where + " has a wrong dtype");
+    if (v.numel() != numel)
+        throw py::value_error(where + " must have " + std::to_string(numel) + " elements, got " + std::to_string(v.numel()));
+    if (v.is_cuda != like.is_cuda || v.device_index != like.device_index) throw py::value_error(where + " must be where the chains are");
+    return static_cast<T*>(v.data);
+}
+
+template <class Params>
+void call(Status (*OpTable::*op)(const Params&), const Params& p, const TensorView& like, const char* name) {
+    if (like.numel() == 0) return;
+    const OpTable& table = table_of(like, name);
+    Status status;
+    {
+        py::gil_scoped_release release;
+        status = (table.*op)(p);
+    }
+    check_status(status, name);
+}
+
+void sigmoid_bernoulli(const py::object& out, const py::object& logits, const py::object& bias, const py::object& key, float scale,
+                       uint32_t stream) {
+    const char* name = "sigmoid_bernoulli";
+    TensorView x = view(logits, name, "logits");
+    SigmoidBernoulliParams p{};
+    p.logits = data_of<float>(logits, Dtype::float32, x.numel(), x, name, "logits");
+    p.out = data_of<float>(out, Dtype::float32, x.numel(), x, name, "out");
+    p.bias = data_of<float>(bias, Dtype::float32, x.dim, x, name, "bias");
+    p.key = key_pointer(key, x, name);
+    p.num_chains = x.num_chains;
+    p.dim = x.dim;
+    p.scale = scale;
+    p.stream = stream;
+    p.place = place_of(x);
+    call(&OpTable::sigmoid_bernoulli, p, x, name);
+}
+
+void softplus_sum(const py::object& out, const py::object& logits, const py::object& bias, float scale) {
+    const char* name = "softplus_sum";
+    TensorView x = view(logits, name, "logits");
+    SoftplusSumParams p{};
+    p.logits = data_of<float>(logits, Dtype::float32, x.numel(), x, name, "logits");
+    p.out = data_of<double>(out, Dtype::float64, x.num_chains, x, name, "out");
+    p.bias = data_of<float>(bias, Dtype::float32, x.dim, x, name, "bias");
+    p.num_chains = x.num_chains;
+    p.dim = x.dim;
+    p.scale = scale;
+    p.place = place_of(x);
+    call(&OpTable::softplus_sum, p, x, name);
+}
+
+void rbm_gwg(const py::object& states, const py::object& inputs, const py::object& means, const py::object& pulls,
+             const py::object& balanced, const py::object& records, const py::object& weight, const py::object& visible_bias,
+             const py::object& key, int64_t step, int64_t num_steps, float unit, int32_t balancing, uint32_t proposal_stream,
+             uint32_t acceptance_stream) {
+    const char* name = "rbm_gwg";
+    TensorView x = view(states, name, "states"), h = view(inputs, name, "inputs");
+    const int64_t n = x.num_chains;
+    RbmGwgParams p{};
+    p.states = data_of<float>(states, Dtype::float32, x.numel(), x, name, "states");
+    p.inputs = data_of<int32_t>(inputs, Dtype::int32, n * h.dim, x, name, "inputs");
+    p.means = data_of<float>(means, Dtype::float32, n * h.dim, x, name, "means");
+    p.pulls = data_of<float>(pulls, Dtype::float32, x.numel(), x, name, "pulls");
+    p.balanced = data_of<float>(balanced, Dtype::float32, 2 * x.numel(), x, name, "balanced");
+    p.records = data_of<double>(records, Dtype::float64, n * kRbmRecord, x, name, "records");
+    p.weight = data_of<int32_t>(weight, Dtype::int32, x.dim * h.dim, x, name, "weight");
+    p.visible_bias = data_of<float>(visible_bias, Dtype::float32, x.dim, x, name, "visible_bias");
+    p.key = key_pointer(key, x, name);
+    p.num_chains = n;
+    p.num_visible = x.dim;
+    p.num_hidden = h.dim;
+    p.step = step;
+    p.num_steps = num_steps;
+    p.unit = unit;
+    p.balancing = balancing;
+    p.proposal_stream = proposal_stream;
+    p.acceptance_stream = acceptance_stream;
+    p.place = place_of(x);
+    call(&OpTable::rbm_gwg, p, x, name);
+}
+
+}  // namespace
+
+void register_rbm(py::module_& m) {
+    m.attr("RBM_RECORD") = kRbmRecord;
+    m.def("sigmoid_bernoulli", &sigmoid_bernoulli, py::arg("out"), py::arg("logits"), py::arg("bias"), py::arg("key"), py::arg("scale"),
+          py::arg("stream"));
+    m.def("softplus_sum", &softplus_sum, py::arg("out"), py::arg("logits"), py::arg("bias"), py::arg("scale"));
+    m.def("rbm_gwg", &rbm_gwg, py::arg("states"), py::arg("inputs"), py::arg("means"), py::arg("pulls"), py::arg("balanced"),
+          py::arg("records"), py::arg("weight"), py::arg("visible_bias"), py::arg("key"), py::arg("step"), py::arg("num_steps"),
+          py::arg("unit"), py::arg("balancing"), py::arg("proposal_stream"), py::arg("acceptance_stream"));
+}
+
+}  // namespace ebm

@@ -1,0 +1,58 @@
+#pragma once
+
+#include "types.h"
+
+namespace ebm {
+
+// out = 1 with probability sigmoid(scale · logits + bias), else 0.
+struct SigmoidBernoulliParams {
+    float* out;           // (num_chains, dim), contiguous; not logits
+    const float* logits;  // (num_chains, dim), contiguous
+    const float* bias;    // (dim,)
+    const int64_t* key;   // [seed, step, first_chain], where `out` is
+    int64_t num_chains;
+    int64_t dim;
+    float scale;
+    uint32_t stream;
+    Place place;
+};
+
+// out = sum over a row of ln(1 + exp(scale · logits + bias)).
+struct SoftplusSumParams {
+    double* out;          // (num_chains,)
+    const float* logits;  // (num_chains, dim), contiguous
+    const float* bias;    // (dim,)
+    int64_t num_chains;
+    int64_t dim;
+    float scale;
+    Place place;
+};
+
+// The columns of a chain's record in RbmGwgParams that its caller reads, and how many columns there are.
+enum RbmGwgColumn : int { kRbmAccepted, kRbmAcceptance, kRbmFlips, kRbmOwn };
+constexpr int64_t kRbmRecord = 64;
+
+// Between two products with the transposed weights: accept or undo the flip that was proposed before, and propose the next.
+struct RbmGwgParams {
+    float* states;              // (num_chains, num_visible), 0 or 1
+    int32_t* inputs;            // (num_chains, num_hidden), b + vW in multiples of `unit`
+    float* means;               // (num_chains, num_hidden), written: sigmoid of the inputs
+    const float* pulls;         // (num_chains, num_visible), means · Wᵀ at the states as they come in
+    float* balanced;            // (num_chains, 2, num_visible), own
+    double* records;            // (num_chains, kRbmRecord), own; all 0 before the first call
+    const int32_t* weight;      // (num_visible, num_hidden) in multiples of `unit`
+    const float* visible_bias;  // (num_visible,)
+    const int64_t* key;         // [seed, step, first_chain] of step 0
+    int64_t num_chains;
+    int64_t num_visible;
+    int64_t num_hidden;
+    int64_t step;  // to be proposed; -1: only the means of the start; num_steps: only accept or undo
+    int64_t num_steps;
+    float unit;
+    int32_t balancing;  // of e^d: 0 sqrt, 1 d / (1 + d), 2 min(1, d), 3 max(1, d)
+    uint32_t proposal_stream;
+    uint32_t acceptance_stream;
+    Place place;
+};
+
+}  // namespace ebm
