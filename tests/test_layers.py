@@ -17,7 +17,7 @@ PYTHON = {
     "graph": {"types"},
     "discrete": {"types", "gradients"},
     "samplers": {"types", "gradients", "discrete", "ops"},
-    "losses": {"types", "gradients", "ops"},
+    "losses": {"types", "gradients", "discrete", "ops"},
     "energies": {"types", "graph", "ops"},
     "evaluation": {"types", "gradients", "discrete", "ops", "evaluation"},
     "sampling": {"types", "ops"},
