@@ -39,12 +39,9 @@ def pseudo_likelihood(energy: EnergyFn, x: Tensor, *, batch_size: int = 4096) ->
         raise ValueError(f"pseudo_likelihood: x must have at least one chain, got shape {tuple(x.shape)}")
     batch_size = bounded_int(batch_size, "batch_size", "pseudo_likelihood", low=1)
     x = x.detach()
-    if hasattr(energy, "conditional_logits"):
-        log_conditionals = _from_logits(energy, x, alphabet)
-    else:
-        log_conditionals = _from_changes(energy, x, alphabet, batch_size)
-    value = log_conditionals if log_conditionals.dtype == torch.float64 else log_conditionals.float()
-    value = value.sum(1)
+    has_formula = hasattr(energy, "conditional_logits")
+    log_p = _from_logits(energy, x, alphabet) if has_formula else _from_changes(energy, x, alphabet, batch_size)
+    value = (log_p if log_p.dtype == torch.float64 else log_p.float()).sum(1)
     is_finite = value.detach().isfinite()
     if not bool(is_finite.all()):
         chains = (~is_finite).nonzero().flatten().tolist()
