@@ -22,8 +22,8 @@ _ELEMENTS_AT_ONCE = 2**22
 def exact_log_z(energy: EnergyFn, event_shape: Sequence[int], *, max_states: int = 2**24) -> float:
     """log Σ_x exp(-E(x)) over all states of the energy's alphabet.
 
-    The energy sees states as samplers hand them to it (int8 spins, uint8 tokens, floating {0, 1}), on the device and, for {0, 1}, in the
-    dtype of its parameters. The energies have the accuracy of that dtype; `energy.double()` gives 15 digits. Sums are in float64.
+    The energy sees states on the device of its parameters, spins and {0, 1} in the dtype of its parameters (float64 if it has none), tokens
+    as uint8 (int64 beyond 256 categories). The energies have the accuracy of that dtype, their sums that of float64.
 
     Args:
         energy: (num_chains, *event) -> (num_chains,). +inf is a state of probability 0.
@@ -70,7 +70,7 @@ def _minus_energies(energy: EnergyFn, event_shape: Sequence[int], max_states: in
     if not shape or num_sites * math.log(q) > math.log(max_states) + 1e-9:
         raise ValueError(f"{caller}: event_shape must be of one site or more and of at most {max_states} states, got {shape} with {q}**{num_sites}")
     place = next((t for t in _tensors(energy) if t.is_floating_point()), torch.empty(0, dtype=torch.float64, device="cpu"))
-    dtype = {"spin": torch.int8, "binary": place.dtype, "token": torch.uint8 if q <= 256 else torch.int64}[alphabet.kind]
+    dtype = place.dtype if alphabet.kind != "token" else torch.uint8 if q <= 256 else torch.int64
     powers = torch.tensor([q**site for site in range(num_sites)], device=place.device)
     num_states = q**num_sites
     result = torch.empty(num_states, dtype=torch.float64, device=place.device)
