@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -16,10 +17,12 @@ from typing import Any
 import torch
 
 from ebmcore.bench.cases import langevin, noise
-from ebmcore.bench.timing import COPY_BYTES, Case, CheckError, Problem, Run, copy_run, num_input_sets, time_in_turns
+from ebmcore.bench.timing import COPY_BYTES, Case, CheckError, LeftOutError, NamedProblem, Part, Problem, Run, copy_run, num_input_sets, time_in_turns
 from ebmcore.ops import info
 
 CASES = {case.name: case for case in (langevin.CASE, noise.CASE)}
+
+DIM = 3072  # an image of 3 x 32 x 32
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             CASES[args.case],
             sizes=args.sizes,
             dim=args.dim,
+            only=args.only,
             dtype=args.dtype,
             device=args.device,
             rounds=args.rounds,
@@ -48,32 +52,45 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     finally:
         torch.set_num_threads(threads)
-    failed = [row["label"] for size in report["results"] for row in size["rows"] if row["kind"] == "ours" and row["status"] != "ok"]
-    return 1 if failed else 0
+    ours = [row for result in report["results"] for row in result["rows"] if row["kind"] == "ours"]
+    return 0 if all(row["status"].startswith(("ok", "left out")) for row in ours) else 1
 
 
 def run(
-    case: Case, *, sizes: Sequence[int], dim: int = 3072, dtype: str = "float32", device: str = "cpu", rounds: int = 30, with_compile: bool = True
+    case: Case,
+    *,
+    sizes: Sequence[int] | None = None,
+    dim: int | None = None,
+    only: Sequence[str] | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    rounds: int = 30,
+    with_compile: bool = True,
 ) -> dict[str, Any]:
-    """Check `case` at every size, then time it at every size and print tables on the way.
+    """Check `case` at every size or problem, then time it at each and print tables on the way.
+
+    `sizes` and `dim` are of cases that take any size, `only` names problems of the others.
 
     Returns:
         All that was measured and on what, as JSON takes it.
 
     Raises:
-        CheckError: ours is wrong at some size; nothing was timed.
-        ValueError: a dtype that the case does not have, or a device that cannot be used here.
+        CheckError: ours is wrong somewhere; nothing was timed.
+        ValueError: a dtype, a problem or sizes that the case does not have, or a device that cannot be used here.
     """
     if dtype not in case.dtypes:
         raise ValueError(f"bench: dtype must be one of {', '.join(case.dtypes)} for {case.name}, got {dtype!r}")
     place = _usable(device)
-    problems = [Problem(size, dim, getattr(torch, dtype), place) for size in sizes]
+    problems = _problems(case, sizes, dim, only, getattr(torch, dtype), place)
     facts = _machine(place)
+    settings: dict[str, Any] = {"dtype": dtype, "device": place.type, "threads": torch.get_num_threads(), "rounds": rounds}
+    settings["dim"] = None if case.problems else dim or DIM
     report: dict[str, Any] = {
         "case": case.name,
         "machine": facts,
         "versions": _versions(),
-        "settings": {"dtype": dtype, "device": place.type, "threads": torch.get_num_threads(), "dim": dim, "rounds": rounds},
+        "unit": case.unit,
+        "settings": settings,
         "checks": [],
         "results": [],
     }
@@ -81,33 +98,53 @@ def run(
     print(f"{case.name}: {case.summary}\n{dtype} on {where}; torch {torch.__version__}, ebmcore {info()['version']}")
     print(f"load average {facts['load']:.1f} on {facts['cores']} cores, this process included: other work on the machine is in the numbers")
     for problem in problems:
-        report["checks"].append({"shape": list(problem.shape), "passed": case.check(case.make_inputs(problem, 1))})
+        report["checks"].append({"problem": problem.name, "passed": case.check(case.make_inputs(problem, 1))})
     print(f"checked: {report['checks'][0]['passed']}", flush=True)
     for problem in problems:
         result = _time(case, problem, rounds, with_compile)
         report["results"].append(result)
-        print(f"\n{_table(result)}", flush=True)
+        print(f"\n{_table(result, case.unit)}", flush=True)
     notes = {row.label: row.note for row in case.rows if row.note}
     print("\n" + "\n".join(f"{label}: {note}" for label, note in notes.items()))
     return report
 
 
-def _time(case: Case, problem: Problem, rounds: int, with_compile: bool) -> dict[str, Any]:
+def _problems(
+    case: Case, sizes: Sequence[int] | None, dim: int | None, only: Sequence[str] | None, dtype: torch.dtype, device: torch.device
+) -> Sequence[Problem | NamedProblem]:
+    if not case.problems:
+        if only is not None:
+            raise ValueError(f"bench: --only must not be given for {case.name}, which takes --sizes and --dim")
+        return [Problem(size, dim or DIM, dtype, device) for size in sizes or (10**5, 10**6, 10**7)]
+    if sizes is not None or dim is not None:
+        raise ValueError(f"bench: --sizes and --dim must not be given for {case.name}, which has problems of its own: --only")
+    names = [problem.name for problem in case.problems]
+    for name in only or ():
+        if name not in names:
+            raise ValueError(f"bench: --only must name problems of {case.name}, {', '.join(names)}; got {name!r}")
+    return [dataclasses.replace(each, dtype=dtype, device=device) for each in case.problems if only is None or each.name in only]
+
+
+def _time(case: Case, problem: Problem | NamedProblem, rounds: int, with_compile: bool) -> dict[str, Any]:
     torch.compiler.reset()  # other sizes' graphs are done with, and a function may have only a few
     num_sets = num_input_sets(case, problem)
     inputs = case.make_inputs(problem, num_sets)
     runs: dict[str, Run] = {}
+    shares: dict[str, float] = {}
     status: dict[str, str] = {}
     for row in case.rows:
         if row.kind == "compiled" and not with_compile:
             status[row.label] = "left out (--no-compile)"
             continue
         try:
-            runs[row.label] = row.setup(inputs)
+            part = row.setup(inputs)
+            runs[row.label], shares[row.label] = part if isinstance(part, Part) else (part, 1.0)
             runs[row.label](0)
             status[row.label] = "ok"
         except ImportError as error:
             status[row.label] = f"not installed: {error}"
+        except LeftOutError as error:
+            status[row.label] = f"left out: {error}"
         except Exception as error:  # a rival's failure is a result, not ours
             status[row.label] = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         if status[row.label] != "ok":
@@ -115,27 +152,29 @@ def _time(case: Case, problem: Problem, rounds: int, with_compile: bool) -> dict
     if problem.device.type == "cuda":
         runs["copy"] = copy_run(problem.device)
     samples = time_in_turns(runs, num_sets=num_sets, rounds=rounds, device=problem.device)
+    samples = {label: [seconds / shares.get(label, 1.0) for seconds in values] for label, values in samples.items()}
     medians = {label: statistics.median(values) for label, values in samples.items()}
     copy_gbps = 2 * COPY_BYTES / medians["copy"] / 1e9 if "copy" in medians else None
     rows = []
     for row in case.rows:
         entry: dict[str, Any] = {"label": row.label, "group": row.group, "kind": row.kind, "note": row.note, "status": status[row.label]}
         if row.label in medians:
-            n, seconds = problem.num_elements, medians[row.label]
+            n, seconds = problem.num_units, medians[row.label]
             rivals = {r.label: (r.kind, medians[r.label]) for r in case.rows if r.group == row.group and r.label in medians}
             eager = [s for kind, s in rivals.values() if kind == "eager"]
             tuned = [s for kind, s in rivals.values() if kind in ("tuned", "compiled")]
             gbps = case.arrays * problem.dtype.itemsize * n / seconds / 1e9
             entry |= {
-                "ns_per_element": seconds / n * 1e9,
+                "ns_per_unit": seconds / n * 1e9,
                 "quartiles_ns": [q / n * 1e9 for q in _quartiles(samples[row.label])],
                 "times_eager": min(eager) / seconds if eager else None,
                 "times_best_tuned": min(tuned) / seconds if tuned else None,
-                "gb_per_s": gbps,
-                "percent_of_copy": 100 * gbps / copy_gbps if copy_gbps else None,
+                "gb_per_s": gbps or None,
+                "percent_of_copy": 100 * gbps / copy_gbps if gbps and copy_gbps else None,
             }
         rows.append(entry)
-    return {"num_elements": problem.num_elements, "shape": list(problem.shape), "input_sets": num_sets, "copy_gb_per_s": copy_gbps, "rows": rows}
+    copied = {"input_sets": num_sets, "copy_gb_per_s": copy_gbps if case.arrays else None}
+    return {"problem": problem.name, "num_units": problem.num_units, **copied, "rows": rows}
 
 
 def _quartiles(values: list[float]) -> tuple[float, float]:
@@ -145,9 +184,11 @@ def _quartiles(values: list[float]) -> tuple[float, float]:
     return low, high
 
 
-def _table(result: dict[str, Any]) -> str:
-    """The rows of one size as a Markdown table that also reads well as text."""
-    header = [f"{result['num_elements']:.0e} elements".replace("e+0", "e"), "ns/element", "quartiles", "× eager", "× best tuned", "GB/s"]
+def _table(result: dict[str, Any], unit: str) -> str:
+    """The rows of one problem as a Markdown table that also reads well as text."""
+    header = [result["problem"], f"ns/{unit}", "quartiles", "× eager", "× best tuned"]
+    if any(row.get("gb_per_s") for row in result["rows"]):
+        header.append("GB/s")
     if result["copy_gb_per_s"]:
         header.append(f"% of copy ({result['copy_gb_per_s']:.0f} GB/s)")
     lines = [header]
@@ -156,13 +197,18 @@ def _table(result: dict[str, Any]) -> str:
             lines.append([row["label"], row["status"], *[""] * (len(header) - 2)])
             continue
         low, high = row["quartiles_ns"]
-        ratios = [f"{ratio:.2f}" if ratio else "" for ratio in (row["times_eager"], row["times_best_tuned"])]
-        cells = [row["label"], f"{row['ns_per_element']:.3f}", f"{low:.3f} to {high:.3f}", *ratios, f"{row['gb_per_s']:.1f}"]
+        ratios = [_figure(ratio, 2) if ratio else "" for ratio in (row["times_eager"], row["times_best_tuned"])]
+        cells = [row["label"], _figure(row["ns_per_unit"], 3), f"{_figure(low, 3)} to {_figure(high, 3)}", *ratios]
+        cells += [f"{row['gb_per_s']:.1f}"] if row["gb_per_s"] else []
         lines.append(cells + ([f"{row['percent_of_copy']:.0f}"] if row["percent_of_copy"] else []))
     widths = [max(len(line[i]) for line in lines if i != 1 or len(line[2])) for i in range(len(header))]
     text = ["| " + " | ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]) + " |" for line in lines]
     text.insert(1, "| " + " | ".join(["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]) + " |")
     return "\n".join(text)
+
+
+def _figure(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if value < 100 else f"{value:,.0f}"
 
 
 def _machine(device: torch.device) -> dict[str, Any]:
@@ -197,7 +243,7 @@ def _versions() -> dict[str, str]:
     versions = {"ebmcore": info()["version"], "torch": str(torch.__version__), "python": platform.python_version()}
     if torch.version.cuda:
         versions["cuda of torch"] = torch.version.cuda
-    for name in ("torchebm", "triton"):
+    for name in ("torchebm", "triton", "dwave-samplers", "thrml", "jax"):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -225,8 +271,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("ebmcore bench", description="Check a native op's result, then time it beside PyTorch's ways to do the same.")
     summaries = "; ".join(f"{case.name}: {case.summary}" for case in CASES.values())
     parser.add_argument("case", choices=CASES, metavar="CASE", help=summaries)
-    parser.add_argument("--sizes", type=_sizes, default=[10**5, 10**6, 10**7], metavar="N,N", help="numbers of elements (default: 1e5,1e6,1e7)")
-    parser.add_argument("--dim", type=_count, default=3072, metavar="N", help="elements of a chain (default: 3072, an image of 3 x 32 x 32)")
+    parser.add_argument("--sizes", type=_sizes, metavar="N,N", help="numbers of elements (default: 1e5,1e6,1e7)")
+    parser.add_argument("--dim", type=_count, metavar="N", help="elements of a chain (default: 3072, an image of 3 x 32 x 32)")
+    named = "; ".join(f"{case.name}: {', '.join(p.name for p in case.problems)}" for case in CASES.values() if case.problems)
+    parser.add_argument("--only", type=_names, metavar="A,B", help=f"problems, of cases that have their own ({named})")
     parser.add_argument("--threads", type=_count, metavar="N", help="CPU threads, torch's and ours (default: torch's choice)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
     dtypes = list(dict.fromkeys(dtype for case in CASES.values() for dtype in case.dtypes))
@@ -239,6 +287,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _sizes(text: str) -> list[int]:
     return [_count(part) for part in text.split(",")]
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
 
 
 def _count(text: str) -> int:

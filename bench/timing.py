@@ -8,19 +8,50 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 Run = Callable[[int], object]  # one call, on the i-th input set
 
 MIN_SAMPLE_SECONDS = 2e-3  # a sample of a short row is as many calls as take this long
+MAX_ROW_SECONDS = 15.0  # a row that has taken this long gets no more samples than three
 MAX_SETS = 1024
 COPY_BYTES = 2**29  # of the device-to-device copy that CUDA rows are held against
 
 
+_CPU = torch.device("cpu")
+
+
 class CheckError(Exception):
     """The result that was to be timed is wrong."""
+
+
+class LeftOutError(Exception):
+    """A row that does not do the problem at hand; the message says why."""
+
+
+class Part(NamedTuple):
+    """A call that does only this share of what the problem asks: its time is scaled."""
+
+    run: Run
+    share: float
+
+
+@dataclass(frozen=True)
+class NamedProblem:
+    """One of the problems that a case brings along.
+
+    Attributes:
+        num_units: what the case counts (its `unit`) in one call.
+        spec: what `make_inputs` of the case needs to know.
+    """
+
+    name: str
+    num_units: int
+    spec: Any
+    dtype: torch.dtype = torch.float32
+    device: torch.device = _CPU
 
 
 @dataclass(frozen=True)
@@ -38,8 +69,12 @@ class Problem:
         return self.size // dim, dim
 
     @property
-    def num_elements(self) -> int:
+    def num_units(self) -> int:
         return self.shape[0] * self.shape[1]
+
+    @property
+    def name(self) -> str:
+        return f"{self.num_units:.0e} elements".replace("e+0", "e")
 
 
 @dataclass(frozen=True)
@@ -48,14 +83,14 @@ class Row:
 
     Attributes:
         kind: "ours", "eager" (as users write it), "tuned" (the best that stock torch offers), "compiled", "rival".
-        setup: the case's inputs -> one call on the i-th input set. An ImportError in it leaves the row out, with that reason.
+        setup: the case's inputs -> one call on the i-th input set. An ImportError or LeftOutError in it leaves the row out, with that reason.
         note: what the call includes beyond the job.
         group: rows are compared within their group.
     """
 
     label: str
     kind: str
-    setup: Callable[[Any], Run]
+    setup: Callable[[Any], Run | Part]
     note: str = ""
     group: str = ""
 
@@ -67,18 +102,22 @@ class Case:
     Attributes:
         make_inputs: (problem, num_sets) -> what the rows' setup and `check` take.
         check: raises CheckError unless ours is right on the first input set, which it leaves as it is; returns what was shown.
-        arrays: arrays of num_elements that are read or written at least once.
+        arrays: arrays of num_units that are read or written at least once; 0 where bytes are not the point.
         input_arrays: those of them that belong to an input set.
+        unit: what times are divided by.
+        problems: what is to be timed; without them it is so many elements, as --sizes and --dim say.
     """
 
     name: str
     summary: str
     rows: tuple[Row, ...]
-    make_inputs: Callable[[Problem, int], Any]
+    make_inputs: Callable[[Any, int], Any]
     check: Callable[[Any], str]
-    arrays: int
-    input_arrays: int
-    dtypes: tuple[str, ...]
+    dtypes: tuple[str, ...] = ("float32",)
+    arrays: int = 0
+    input_arrays: int = 0
+    unit: str = "element"
+    problems: tuple[NamedProblem, ...] = ()
 
 
 def l2_bytes(device: torch.device) -> int:
@@ -93,9 +132,9 @@ def l2_bytes(device: torch.device) -> int:
     return int(match[1]) * {"": 1, "K": 2**10, "M": 2**20}[match[2]] if match else 2**20
 
 
-def num_input_sets(case: Case, problem: Problem) -> int:
+def num_input_sets(case: Case, problem: Problem | NamedProblem) -> int:
     """How many input sets together are four times the second-level cache; at least two where there are inputs at all."""
-    size = case.input_arrays * problem.num_elements * problem.dtype.itemsize
+    size = case.input_arrays * problem.num_units * problem.dtype.itemsize
     return min(max(2, -(-4 * l2_bytes(problem.device) // size)), MAX_SETS) if size else 1
 
 
@@ -108,7 +147,8 @@ def time_in_turns(runs: Mapping[str, Run], *, num_sets: int, rounds: int, device
     for _ in range(rounds):
         shuffler.shuffle(order)
         for label in order:
-            samples[label].append(clock(runs[label], calls[label], num_sets) / calls[label])
+            if len(samples[label]) < 3 or sum(samples[label]) * calls[label] < MAX_ROW_SECONDS:
+                samples[label].append(clock(runs[label], calls[label], num_sets) / calls[label])
     return samples
 
 
@@ -121,7 +161,6 @@ def copy_run(device: torch.device) -> Run:
 
 def _warm_up(run: Run, num_sets: int, clock: Callable[[Run, int, int], float]) -> int:
     """Calls a sample, doubled until they take long enough; compiles and allocates on the way."""
-    clock(run, 2, num_sets)
     calls = 1
     while clock(run, calls, num_sets) < MIN_SAMPLE_SECONDS:
         calls *= 2

@@ -43,15 +43,15 @@ def test_langevin_report(device: str, dtype: str, tmp_path: Path, capsys: Captur
     assert run.main(["langevin", *SMALL, "--threads", "1", "--device", device, "--dtype", dtype, "--json", str(file)]) == 0
     assert torch.get_num_threads() == 2
     report = json.loads(file.read_text())
-    assert [check["shape"] for check in report["checks"]] == [[1, 7], [2, 1000]]
+    assert [check["problem"] for check in report["checks"]] == ["7e0 elements", "2e3 elements"]
     assert report["settings"] == {"dtype": dtype, "device": device, "threads": 1, "dim": 1000, "rounds": 2}
     assert report["versions"]["torch"] == torch.__version__
     assert report["machine"]["cpu_target"] in ("baseline", "avx2", "avx512")
     assert ("gpu" in report["machine"]) == (device == "cuda")
     for row in rows_of(report).values():
         assert row["status"] == "ok"
-        assert 0 < row["quartiles_ns"][0] <= row["ns_per_element"] <= row["quartiles_ns"][1]
-        assert row["gb_per_s"] == pytest.approx(3 * getattr(torch, dtype).itemsize / row["ns_per_element"])
+        assert 0 < row["quartiles_ns"][0] <= row["ns_per_unit"] <= row["quartiles_ns"][1]
+        assert row["gb_per_s"] == pytest.approx(3 * getattr(torch, dtype).itemsize / row["ns_per_unit"])
         assert (row["percent_of_copy"] is not None) == (device == "cuda")
     assert rows_of(report)["torch eager"]["times_eager"] == 1.0
     assert rows_of(report)["torch in place"]["times_best_tuned"] == 1.0
@@ -128,6 +128,71 @@ def test_failing_and_missing_rivals_are_reported(tmp_path: Path, capsys: Capture
     assert run.main(arguments) == 1
 
 
+def counting_case(runs: dict[str, int]) -> timing.Case:
+    """Two problems of 40 and 400 units. One row does all of one in a call, one a tenth of it; one does the first only."""
+
+    def setup(label: str, share: float) -> Any:
+        def one_call(inputs: timing.NamedProblem) -> timing.Part:
+            if label == "small only" and inputs.spec != "small":
+                raise timing.LeftOutError("too large")
+
+            def call(i: int) -> None:
+                runs[label] = runs.get(label, 0) + 1
+
+            return timing.Part(call, share)
+
+        return one_call
+
+    kinds = {"whole": "ours", "tenth": "eager", "small only": "tuned"}
+    rows = tuple(timing.Row(label, kind, setup(label, 0.1 if label == "tenth" else 1.0)) for label, kind in kinds.items())
+    problems = tuple(timing.NamedProblem(name, units, spec) for name, units, spec in (("A", 40, "small"), ("B", 400, "large")))
+    return timing.Case("named", "a case with problems of its own", rows, lambda problem, _: problem, lambda _: "fine", unit="turn", problems=problems)
+
+
+def test_named_problems_and_shares(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: dict[str, int] = {}
+    monkeypatch.setitem(run.CASES, "langevin", counting_case(runs))  # under a name that argparse knows
+
+    def clock(call: timing.Run, calls: int, num_sets: int) -> float:
+        for _ in range(calls):
+            call(0)
+        return 1e-3 * calls
+
+    monkeypatch.setattr(timing, "_cpu_seconds", clock)
+    file = tmp_path / "report.json"
+    assert run.main(["langevin", "--rounds", "2", "--json", str(file)]) == 0
+    report = json.loads(file.read_text())
+    assert [result["problem"] for result in report["results"]] == ["A", "B"]
+    assert report["unit"] == "turn"
+    first, second = ({row["label"]: row for row in result["rows"]} for result in report["results"])
+    assert first["whole"]["ns_per_unit"] == pytest.approx(1e6 / 40)
+    assert first["tenth"]["ns_per_unit"] == pytest.approx(1e7 / 40)
+    assert first["whole"]["times_eager"] == pytest.approx(10)
+    assert first["whole"]["times_best_tuned"] == pytest.approx(1)
+    assert first["whole"]["gb_per_s"] is None
+    assert second["small only"]["status"] == "left out: too large"
+    assert second["whole"]["times_best_tuned"] is None
+    out = capsys.readouterr().out
+    assert "ns/turn" in out
+    assert "GB/s" not in out
+    before = dict(runs)
+    assert run.main(["langevin", "--only", "A", "--rounds", "1"]) == 0
+    assert runs["small only"] > before["small only"]
+    assert "| B " not in capsys.readouterr().out
+    for arguments, message in ((["--sizes", "10"], "--sizes and --dim must not be given"), (["--only", "A,C"], "problems of named, A, B; got 'C'")):
+        assert run.main(["langevin", *arguments]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_slow_rows_get_three_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "MAX_ROW_SECONDS", 10.0)
+    seconds = {"slow": 6.0, "fast": 0.1}
+    monkeypatch.setattr(timing, "_cpu_seconds", lambda call, calls, num_sets: calls * call(0))
+    runs: dict[str, timing.Run] = {label: (lambda i, label=label: seconds[label]) for label in seconds}  # type: ignore[misc]
+    samples = timing.time_in_turns(runs, num_sets=1, rounds=20, device=torch.device("cpu"))
+    assert [len(samples[label]) for label in ("slow", "fast")] == [3, 20]
+
+
 def test_no_compile_leaves_the_compiled_rows_out(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     without_rivals(monkeypatch, timing.Row("compiled", "compiled", lambda inputs: pytest.fail("set up")))
     assert run.main(["langevin", *SMALL]) == 0
@@ -148,7 +213,7 @@ def test_input_sets_are_larger_than_the_second_level_cache(monkeypatch: pytest.M
         problem = timing.Problem(size, 1000, torch.float32, device)
         num_sets = timing.num_input_sets(langevin.CASE, problem)
         assert num_sets >= 2
-        assert num_sets * 2 * 4 * problem.num_elements >= 4 * timing.l2_bytes(device)
+        assert num_sets * 2 * 4 * problem.num_units >= 4 * timing.l2_bytes(device)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +238,7 @@ def test_arguments_that_cannot_be_read(arguments: list[str], message: str, capsy
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["noise", "--only", "10x10"], "--only must not be given for noise, which takes --sizes and --dim"),
         (["noise", "--dtype", "bfloat16"], "dtype must be one of float32, float64 for noise, got 'bfloat16'"),
         (["langevin", "--device", "nowhere"], "device must be one that this torch can use, got 'nowhere'"),
         (["langevin", "--device", "meta"], "device must be cpu or cuda, got 'meta'"),
