@@ -15,7 +15,8 @@ void swendsen_wang(const py::object& states, const py::object& key, const py::ob
     p.num_chains = x.num_chains;
     p.num_sites = x.dim;
     p.num_categories = num_categories;
-    TensorView edge_view = view(edges, name, "edges"), bonds = view(bond_probs, name, "bond_probs"), flips = view(num_flips, name, "num_flips");
+    TensorView edge_view = view(edges, name, "edges"), bonds = view(bond_probs, name, "bond_probs"),
+               flips = view(num_flips, name, "num_flips");
     p.num_edges = edge_view.num_chains;
     p.bond_stride = bonds.numel() == 1 ? 0 : 1;
     auto check = [&](const TensorView& v, Dtype dtype, int64_t numel, const char* argument) {

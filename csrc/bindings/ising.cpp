@@ -84,7 +84,7 @@ void ising_gibbs(const py::object& spins, const py::object& key, const py::tuple
     set_sides(p, sides, name);
     p.num_chains = s.num_chains;
     p.num_steps = num_steps;
-    p.scan = is_random ? Scan::random : Scan::sweep;
+    p.scan = is_random ? Scan::random : Scan::raster;
     p.place = place_of(s);
     call(&OpTable::ising_gibbs, p, s, name);
 }

@@ -20,10 +20,10 @@ using PottsOp = Status (*OpTable::*)(const PottsParams&);
 
 template <PottsOp op>
 void potts(const char* name, const py::object& states, const py::object& key, const py::object& offsets, const py::object& neighbours,
-           const py::object& couplings, int64_t coupling_stride, bool is_table, bool is_bounded, const py::object& reverse, const py::object& fields,
-           int32_t num_categories, const py::object& unit, const py::object& order, int32_t scan, int32_t balancing, int64_t max_degree,
-           int64_t num_steps, const py::object& is_accepted, const py::object& acceptance_prob, const py::object& num_flips,
-           const py::object& workspace) {
+           const py::object& couplings, int64_t coupling_stride, bool is_table, bool is_bounded, const py::object& reverse,
+           const py::object& fields, int32_t num_categories, const py::object& unit, const py::object& order, int32_t scan,
+           int32_t balancing, int64_t max_degree, int64_t num_steps, const py::object& is_accepted, const py::object& acceptance_prob,
+           const py::object& num_flips, const py::object& workspace) {
     TensorView x = view(states, name, "states");
     if (x.dtype != Dtype::uint8) throw py::type_error(std::string(name) + ": states must be uint8");
     PottsParams p{};
@@ -69,16 +69,16 @@ void define(py::module_& m, const char* name) {
     m.def(
         name,
         [call](const py::object& states, const py::object& key, const py::object& offsets, const py::object& neighbours,
-               const py::object& couplings, int64_t coupling_stride, bool is_table, bool is_bounded, const py::object& reverse, const py::object& fields,
-               int32_t num_categories, const py::object& unit, const py::object& order, int32_t scan, int32_t balancing,
-               int64_t max_degree, int64_t num_steps, const py::object& is_accepted, const py::object& acceptance_prob,
+               const py::object& couplings, int64_t coupling_stride, bool is_table, bool is_bounded, const py::object& reverse,
+               const py::object& fields, int32_t num_categories, const py::object& unit, const py::object& order, int32_t scan,
+               int32_t balancing, int64_t max_degree, int64_t num_steps, const py::object& is_accepted, const py::object& acceptance_prob,
                const py::object& num_flips, const py::object& workspace) {
-            call(states, key, offsets, neighbours, couplings, coupling_stride, is_table, is_bounded, reverse, fields, num_categories, unit, order,
-                 scan, balancing, max_degree, num_steps, is_accepted, acceptance_prob, num_flips, workspace);
+            call(states, key, offsets, neighbours, couplings, coupling_stride, is_table, is_bounded, reverse, fields, num_categories, unit,
+                 order, scan, balancing, max_degree, num_steps, is_accepted, acceptance_prob, num_flips, workspace);
         },
         py::arg("states"), py::arg("key"), py::arg("offsets"), py::arg("neighbours"), py::arg("couplings"), py::arg("coupling_stride"),
-        py::arg("is_table"), py::arg("is_bounded"), py::arg("reverse"), py::arg("fields"), py::arg("num_categories"), py::arg("unit"), py::arg("order"),
-        py::arg("scan"), py::arg("balancing"), py::arg("max_degree"), py::arg("num_steps"), py::arg("is_accepted"),
+        py::arg("is_table"), py::arg("is_bounded"), py::arg("reverse"), py::arg("fields"), py::arg("num_categories"), py::arg("unit"),
+        py::arg("order"), py::arg("scan"), py::arg("balancing"), py::arg("max_degree"), py::arg("num_steps"), py::arg("is_accepted"),
         py::arg("acceptance_prob"), py::arg("num_flips"), py::arg("workspace"));
 }
 

@@ -94,7 +94,9 @@ struct SwendsenWang {
         return num_flips;
     }
 
-    EBM_HD static int64_t sums_bytes(const SwendsenWangParams& p) { return p.fields ? 8 * p.num_sites * (kSpin ? 1 : p.num_categories) : 0; }
+    EBM_HD static int64_t sums_bytes(const SwendsenWangParams& p) {
+        return p.fields ? 8 * p.num_sites * (kSpin ? 1 : p.num_categories) : 0;
+    }
 
     EBM_HD void run(int64_t chain, void* memory) const {
         const PhiloxKey key = philox_key(static_cast<uint64_t>(p.key[0]));

@@ -8,6 +8,7 @@
 #if !defined(__CUDACC__)
 
 EBM_BEGIN
+namespace {
 
 // Where all sites have one coupling and one field: the threshold's high byte, all of it, and the likely value, by the sum of
 // neighbouring spins plus max_degree.
@@ -537,6 +538,7 @@ private:
     int8_t* spins_;
 };
 
+}  // namespace
 EBM_END
 
 #endif

@@ -83,9 +83,9 @@ struct LogWeight {
 
     template <class V>
     EBM_HD V operator()(V d) const {
-        if (kBalancing == Balancing::square_root) return (d - top) * C(0.5);
+        if (kBalancing == Balancing::sqrt) return (d - top) * C(0.5);
         V negative_part = d > V{} ? V{} : d;  // a NaN stays one
-        if (kBalancing == Balancing::minimum) return negative_part - top_negative_part;
+        if (kBalancing == Balancing::min) return negative_part - top_negative_part;
         if (kBalancing == Balancing::barker) return (negative_part - top_negative_part) - (correction<V>(d) - top_correction);
         V positive_part = d < V{} ? V{} : d;
         V log_weight = positive_part - (top > 0 ? top : C(0));

@@ -17,7 +17,7 @@ struct SwendsenWangParams {
     int64_t num_sites;
     int64_t num_edges;
     int64_t num_steps;
-    int64_t bond_stride;    // 0: all edges share their probability
+    int64_t bond_stride;  // 0: all edges share their probability
     int32_t num_categories;
     Dtype dtype;            // int8: spins, uint8: tokens
     int64_t scratch_bytes;  // of one chain

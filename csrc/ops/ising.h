@@ -1,5 +1,7 @@
 #pragma once
 
+#include "balancing.h"
+#include "scan.h"
 #include "scratch.h"
 #include "types.h"
 
@@ -18,9 +20,6 @@ struct IsingModel {
     bool has_one_coupling;
     bool has_one_field;
 };
-
-enum class Scan : int32_t { sweep, random };
-enum class Balancing : int32_t { sqrt, barker, min, max };
 
 constexpr int kMaxLatticeDims = 3;
 

@@ -1,19 +1,18 @@
 #pragma once
 
+#include "balancing.h"
+#include "scan.h"
 #include "types.h"
 
 namespace ebm {
 
-enum class Scan : int32_t { raster, random, checkerboard };
-enum class Balancing : int32_t { sqrt, barker, min, max };
-
 // num_steps steps of chains of E = -unit · (Σ_i fields[i][x_i] + Σ_{i<j} coupling_ij(x_i, x_j)) in integers: sums of them are the same
 // in any order, and a field that is updated for ever does not drift. No field or difference of fields overflows.
 struct PottsParams {
-    uint8_t* states;           // (num_chains, num_sites), in place
-    const int64_t* key;        // [seed, step, first_chain], where `states` is
-    const int64_t* offsets;    // (num_sites + 1,), the entries of a site
-    const int32_t* neighbours; // (num_entries,), the site j of an entry of site i
+    uint8_t* states;            // (num_chains, num_sites), in place
+    const int64_t* key;         // [seed, step, first_chain], where `states` is
+    const int64_t* offsets;     // (num_sites + 1,), the entries of a site
+    const int32_t* neighbours;  // (num_entries,), the site j of an entry of site i
     const int32_t* couplings;  // of an entry: one number, gained where x_i == x_j; with is_table a table [x_j][x_i]. Tables are followed by
                                // 16 more numbers, of any value
     const int32_t* reverse;    // (num_entries,), the entry of site j that leads back to i; only with tables of their own
@@ -29,10 +28,10 @@ struct PottsParams {
     int64_t num_sites;
     int64_t num_steps;
     int64_t max_degree;
-    int64_t coupling_stride;   // numbers of an entry; 0: all entries share theirs
+    int64_t coupling_stride;  // numbers of an entry; 0: all entries share theirs
     int32_t num_categories;
     bool is_table;
-    bool is_bounded;           // no two fields of a site differ by more than 80 / unit
+    bool is_bounded;  // no two fields of a site differ by more than 80 / unit
     Scan scan;
     Balancing balancing;
     Place place;

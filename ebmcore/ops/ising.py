@@ -127,7 +127,8 @@ def _fake_energy(spins: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 _ising_gibbs = register(
-    f"ising_gibbs(Tensor(a!) spins, Tensor(b!)? num_flips, Tensor key, {_MODEL}, int[] sides, Tensor? order, Tensor? colour_offsets, int num_steps, bool is_random) -> ()",
+    f"ising_gibbs(Tensor(a!) spins, Tensor(b!)? num_flips, Tensor key, {_MODEL}, int[] sides, Tensor? order, Tensor? colour_offsets, "
+    "int num_steps, bool is_random) -> ()",
     _gibbs,
     lambda *_: None,
 )

@@ -10,7 +10,6 @@ import torch
 from ebmcore import Key
 from ebmcore.discrete import NativeRun
 from ebmcore.energies import Potts
-from ebmcore.graph import Graph
 from tests.support.statistics import assert_counts, assert_mean
 from tests.support.truths import FOLDER, truth
 

@@ -79,9 +79,9 @@ Status ising_gibbs(const IsingGibbsParams& p) {
     if (p.num_dims > 0) return gibbs_torus(p);
     // Few chains of many sites would leave most lanes, and their memory, unused.
     bool is_wide = p.num_chains * 8 >= kBytes || p.model.num_sites <= 65536;
-    if (p.scan == Scan::sweep && is_wide) return gibbs_chains(p);
+    if (p.scan == Scan::raster && is_wide) return gibbs_chains(p);
 #endif
-    return for_each_chain(IsingGibbs{p}, p.num_chains, grain_of(p.num_steps * (p.scan == Scan::sweep ? p.model.num_sites : 1)), 0, nullptr,
+    return for_each_chain(IsingGibbs{p}, p.num_chains, grain_of(p.num_steps * (p.scan == Scan::raster ? p.model.num_sites : 1)), 0, nullptr,
                           p.place);
 }
 

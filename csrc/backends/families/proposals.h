@@ -14,14 +14,12 @@ Status for_each_balanced(const Params& p) {
     int64_t size = p.num_sites * p.num_categories;
     int64_t bytes = flip_scratch_bytes(size, sizeof(C), p.with_replacement);
     switch (p.balancing) {
-        case Balancing::square_root:
-            return for_each_chain(Body<Balancing::square_root, C>{p}, p.num_chains, row_grain(size), bytes, p.workspace, p.place);
+        case Balancing::sqrt:
+            return for_each_chain(Body<Balancing::sqrt, C>{p}, p.num_chains, row_grain(size), bytes, p.workspace, p.place);
         case Balancing::barker:
             return for_each_chain(Body<Balancing::barker, C>{p}, p.num_chains, row_grain(size), bytes, p.workspace, p.place);
-        case Balancing::minimum:
-            return for_each_chain(Body<Balancing::minimum, C>{p}, p.num_chains, row_grain(size), bytes, p.workspace, p.place);
-        case Balancing::maximum:
-            return for_each_chain(Body<Balancing::maximum, C>{p}, p.num_chains, row_grain(size), bytes, p.workspace, p.place);
+        case Balancing::min: return for_each_chain(Body<Balancing::min, C>{p}, p.num_chains, row_grain(size), bytes, p.workspace, p.place);
+        case Balancing::max: return for_each_chain(Body<Balancing::max, C>{p}, p.num_chains, row_grain(size), bytes, p.workspace, p.place);
     }
     return "no such balancing function";
 }
