@@ -36,7 +36,7 @@ IsingModel model_of(const py::tuple& model, const TensorView& s, const char* op)
     m.field = pointer<int32_t>(model[3], Dtype::int32, -1, s, op, "field");
     m.unit = pointer<double>(model[4], Dtype::float64, 1, s, op, "unit");
     m.max_degree = model[5].cast<int64_t>();
-    int64_t num_entries = m.neighbours ? view(model[1], op, "neighbours").numel() : -1;
+    int64_t num_entries = model[1].is_none() ? -1 : view(model[1], op, "neighbours").numel();
     int64_t num_couplings = view(model[2], op, "couplings").numel(), num_fields = view(model[3], op, "field").numel();
     m.has_one_coupling = num_couplings == 1 && num_entries != 1;
     m.has_one_field = num_fields == 1;
@@ -47,13 +47,13 @@ IsingModel model_of(const py::tuple& model, const TensorView& s, const char* op)
 }
 
 template <class Params>
-void set_sides(Params& p, const std::vector<int64_t>& sides, const char* op) {
+void set_sides(Params& p, const std::vector<int64_t>& sides, const py::tuple& model, const char* op) {
     if (sides.size() > kMaxLatticeDims) throw py::value_error(std::string(op) + ": sides must be at most 3");
     int64_t product = 1;
     for (size_t d = 0; d < sides.size(); ++d) product *= p.sides[d] = sides[d];
     p.num_dims = static_cast<int32_t>(sides.size());
     if (p.num_dims ? product != p.model.num_sites || !p.model.has_one_coupling || !p.model.has_one_field
-                   : !p.model.offsets || !p.model.neighbours)
+                   : model[0].is_none() || model[1].is_none())
         throw py::value_error(std::string(op) + ": the model needs neighbour lists, or sides, one coupling and one field");
 }
 
@@ -81,7 +81,7 @@ void ising_gibbs(const py::object& spins, const py::object& key, const py::tuple
     p.model = model_of(model, s, name);
     p.order = pointer<int32_t>(order, Dtype::int32, s.dim, s, name, "order");
     p.colour_offsets = pointer<int64_t>(colour_offsets, Dtype::int64, -1, s, name, "colour_offsets");
-    set_sides(p, sides, name);
+    set_sides(p, sides, model, name);
     p.num_chains = s.num_chains;
     p.num_steps = num_steps;
     p.scan = is_random ? Scan::random : Scan::raster;
@@ -103,7 +103,7 @@ void define_chain(py::module_& m, const char* name) {
             p.num_flips = pointer<int64_t>(num_flips, Dtype::int64, s.num_chains, s, name, "num_flips");
             p.key = key_pointer(key, s, name);
             p.model = model_of(model, s, name);
-            if (!p.model.offsets || !p.model.neighbours) throw py::value_error(std::string(name) + ": the model needs neighbour lists");
+            if (model[0].is_none() || model[1].is_none()) throw py::value_error(std::string(name) + ": the model needs neighbour lists");
             p.num_chains = s.num_chains;
             p.num_steps = num_steps;
             p.balancing = static_cast<Balancing>(balancing);
@@ -124,7 +124,7 @@ void ising_energy(const py::object& spins, const py::tuple& model, const std::ve
     p.energies = pointer<double>(energies, Dtype::float64, s.num_chains, s, name, "energies");
     p.fields = pointer<int32_t>(fields, Dtype::int32, s.numel(), s, name, "fields");
     p.model = model_of(model, s, name);
-    set_sides(p, sides, name);
+    set_sides(p, sides, model, name);
     p.num_chains = s.num_chains;
     p.place = place_of(s);
     call(&OpTable::ising_energy, p, s, name);

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ebmcore import ops
+from ebmcore.discrete import NativeRun
 from ebmcore.graph import Graph, lattice_shape
 from ebmcore.ops.ising import IsingModel
 from ebmcore.types import Alphabet
 
 _MAX_EXPONENT = 60.0  # of a float32 weight: e^60 times 2^31 sites is a float
 _SITES_PER_SLICE = 3e8  # site updates of one native call, a fraction of a second: Ctrl-C is heard in between
-
-
-class _Run(NamedTuple):
-    is_accepted: Tensor | None
-    acceptance_prob: Tensor | None
-    num_flips: Tensor
 
 
 class Ising(nn.Module):
@@ -102,16 +97,21 @@ class Ising(nn.Module):
         """
         if not isinstance(coupling, Tensor) or coupling.dim() != 2 or coupling.shape[0] != coupling.shape[1]:
             raise ValueError(f"Ising.from_matrix: coupling must be a square matrix, got {getattr(coupling, 'shape', type(coupling).__name__)}")
-        matrix = coupling.detach().to_sparse_coo().coalesce()
-        (rows, columns), values = matrix.indices(), matrix.values()
+        matrix = coupling.detach()
+        if matrix.layout == torch.strided:
+            rows, columns = matrix.nonzero(as_tuple=True)
+            values = matrix[rows, columns]
+        else:
+            matrix = matrix.to_sparse_coo().coalesce()
+            (rows, columns), values = matrix.indices(), matrix.values()
+            rows, columns, values = rows[values != 0], columns[values != 0], values[values != 0]
         if not bool(values.isfinite().all()):
             k = int((~values.isfinite()).nonzero()[0])
             raise ValueError(f"Ising.from_matrix: coupling must be finite, got {values[k].item()} at ({int(rows[k])}, {int(columns[k])})")
-        rows, columns, values = rows[values != 0], columns[values != 0], values[values != 0]
         if bool((rows == columns).any()):
             raise ValueError(f"Ising.from_matrix: coupling must have a zero diagonal, got an entry at {int(rows[rows == columns][0])}")
-        flipped = torch.sparse_coo_tensor(torch.stack((columns, rows)), values, coupling.shape).coalesce()
-        if not (torch.equal(flipped.indices()[0], rows) and torch.equal(flipped.indices()[1], columns) and torch.equal(flipped.values(), values)):
+        codes, place = (columns * len(matrix) + rows).sort()
+        if not (torch.equal(codes, rows * len(matrix) + columns) and torch.equal(values[place], values)):
             raise ValueError("Ising.from_matrix: coupling must be symmetric, got a matrix that differs from its transpose")
         is_upper = rows < columns
         edges = torch.stack((rows[is_upper], columns[is_upper]), 1)
@@ -175,11 +175,15 @@ class Ising(nn.Module):
         dtype = self.coupling.dtype
         return energies.to(dtype), (fields * states.flatten(1)).to(torch.float64).mul_(-2 * model.unit).to(dtype)
 
-    def native_chain(self, kernel: str, states: Tensor, key: Tensor, num_steps: int, **options: Any) -> _Run | None:
-        """num_steps of `kernel` on int8 states, in place; None for what has no native chain. See `ebmcore.discrete.NativeRun`."""
+    def native_chain(self, kernel: str, states: Tensor, key: Tensor, num_steps: int, **options: Any) -> NativeRun | None:
+        """num_steps of `kernel` on int8 states, in place; None for what has no native chain."""
         self._check_shape(states, f"Ising ({kernel})")
         if kernel == "gibbs":
             return self._gibbs(states, key, num_steps, options["scan"])
+        if kernel == "swendsen_wang":
+            fields = self.field.expand(self.num_sites) if bool(self.field.any()) else None
+            edges, couplings = self.graph.on("edges", states.device), self.coupling
+            return NativeRun(None, None, ops.swendsen_wang_(states, edges, couplings, fields, key=key, num_steps=num_steps))
         if kernel not in ("gwg", "metropolis") or options.get("num_flips", 1) != 1 or states.numel() == 0 or num_steps == 0:
             return None
         model, bound = self._model(states.device)
@@ -192,9 +196,9 @@ class Ising(nn.Module):
             else:
                 runs.append(ops.ising_metropolis_(states, model, key=step_key, num_steps=count))
         sums, flips = (torch.stack([run[i] for run in runs]).sum(0) for i in (1, 2))
-        return _Run(runs[-1].is_accepted, sums / num_steps, flips)
+        return NativeRun(runs[-1].is_accepted, sums / num_steps, flips)
 
-    def _gibbs(self, states: Tensor, key: Tensor, num_steps: int, scan: str) -> _Run:
+    def _gibbs(self, states: Tensor, key: Tensor, num_steps: int, scan: str) -> NativeRun:
         is_checkerboard = scan == "checkerboard"
         if is_checkerboard and self._graph is None and self._lattice[1] and not all(side % 2 == 0 for side in self.event_shape):
             raise ValueError(f"gibbs: scan='checkerboard' must have even sides on a torus, got {self.event_shape}")
@@ -217,7 +221,7 @@ class Ising(nn.Module):
                 is_random=scan == "random",
                 num_flips=num_flips,
             )
-        return _Run(None, None, num_flips)
+        return NativeRun(None, None, num_flips)
 
     @property
     def _has_one_of_each(self) -> bool:
