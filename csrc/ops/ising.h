@@ -1,5 +1,6 @@
 #pragma once
 
+#include "balancing.h"
 #include "scratch.h"
 #include "types.h"
 
@@ -20,7 +21,6 @@ struct IsingModel {
 };
 
 enum class Scan : int32_t { sweep, random };
-enum class Balancing : int32_t { sqrt, barker, min, max };
 
 constexpr int kMaxLatticeDims = 3;
 

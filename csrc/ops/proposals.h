@@ -1,13 +1,13 @@
 #pragma once
 
+#include "balancing.h"
+#include "scratch.h"
 #include "types.h"
 
 namespace ebm {
 
 // Weights of changes are summed in kSumLanes running sums, each over kSumDepth elements at a time: a chunk. No instruction set changes that.
 constexpr int64_t kSumLanes = 16, kSumDepth = 16, kSumChunk = kSumLanes * kSumDepth;
-
-enum class Balancing : int32_t { square_root, barker, minimum, maximum };
 
 // Draws changes with probability ∝ g(exp(differences)): num_draws independent ones, or of different sites.
 struct ProposeFlipsParams {
@@ -91,11 +91,11 @@ struct AcceptLangevinParams {
     Place place;
 };
 
-// Of a chain, for flips: sums of chunks, and a copy of the differences where sites are struck out. A multiple of 64.
-constexpr int64_t flip_scratch_bytes(int64_t num_changes, int64_t element_size, bool with_replacement) {
+// Of a chain, for flips: sums of chunks, and a copy of the differences where sites are struck out.
+static inline constexpr int64_t flip_scratch_bytes(int64_t num_changes, int64_t element_size, bool with_replacement) {
     int64_t chunks = (num_changes + kSumChunk - 1) / kSumChunk;
     int64_t copy = with_replacement ? 0 : num_changes;
-    return ((chunks * kSumLanes + copy) * element_size + 63) / 64 * 64;
+    return round_up_64((chunks * kSumLanes + copy) * element_size);
 }
 
 }  // namespace ebm
