@@ -1,0 +1,116 @@
+"""Small discrete models with known transition matrices: the energies, in torch alone, and the comparison of a sampler with a matrix."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebmcore import Key
+from ebmcore.energies import OneHot
+from ebmcore.types import Alphabet
+from support.statistics import assert_counts
+from support.truths import truth_arrays
+
+CHAINS_PER_START = int(os.environ.get("EBMCORE_TEST_CHAINS", 4096))  # and step: more find smaller errors
+
+
+def parameters(model: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    prefix = f"{model}__param_"
+    return {
+        name.removeprefix(prefix): torch.tensor(value).to(dtype) for name, value in truth_arrays("transitions").items() if name.startswith(prefix)
+    }
+
+
+def torch_energy(model: str, dtype: torch.dtype = torch.float32) -> Any:
+    """The energy -f of a model of truths/transitions: B1, B2 and B3 of {0, 1}, C1 and C2 of tokens."""
+    p = parameters(model, dtype)
+    if model in ("B1", "B3"):
+
+        def pairs(x: Tensor) -> Tensor:
+            s = 2 * x.to(dtype) - 1
+            return -(0.5 * ((s @ p["J"]) * s).sum(1) + s @ p["h"])
+
+        return pairs
+    if model == "B2":
+        return lambda x: -(torch.tanh(x.to(dtype) @ p["W1"].T + p["b1"]) @ p["w2"] + x.to(dtype) @ p["b0"])
+    if model == "C1":
+        size = p["h"].numel()
+        matrix = p["A"].permute(0, 2, 1, 3).reshape(size, size)
+        return OneHot(lambda x: -(0.5 * ((x.flatten(1) @ matrix) * x.flatten(1)).sum(1) + x.flatten(1) @ p["h"].flatten()), 3, dtype)
+    return OneHot(lambda x: -(torch.tanh(x.flatten(1) @ p["W1"].T + p["b1"]) @ p["w2"] + x.flatten(1) @ p["b0"]), 3, dtype)
+
+
+class Exact:
+    """An energy, by a function of states, with its differences by enumeration of all changes."""
+
+    def __init__(self, energy: Callable[[Tensor], Tensor], alphabet: Alphabet) -> None:
+        self.energy, self.alphabet, self.num_evaluations = energy, alphabet, 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.num_evaluations += 1
+        return self.energy(x)
+
+    def energy_and_differences(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        value = self(x)
+        sites = x.flatten(1)
+        if self.alphabet.kind != "token":
+            changed = []
+            for i in range(sites.shape[1]):
+                y = sites.clone()
+                y[:, i] = -y[:, i] if self.alphabet.kind == "spin" else 1 - y[:, i]
+                changed.append(value - self.energy(y.reshape(x.shape)))
+            return value, torch.stack(changed, 1)
+        d = torch.empty(*sites.shape, self.alphabet.num_categories, dtype=value.dtype)
+        for i in range(sites.shape[1]):
+            for c in range(self.alphabet.num_categories):
+                y = sites.clone()
+                y[:, i] = c
+                d[:, i, c] = value - self.energy(y.reshape(x.shape))
+        return value, d.scatter_(2, sites.long()[..., None], -torch.inf)
+
+
+def exact_energy(model: str, kind: str | None = None, dtype: torch.dtype = torch.float32) -> Exact:
+    """The same with exact differences; kind "spin" for a model of {0, 1} in spins."""
+    energy = torch_energy(model, dtype)
+    if kind == "spin":
+        return Exact(lambda s: energy((s.to(dtype) + 1) / 2), Alphabet("spin"))
+    return Exact(energy, Alphabet("token", 3) if model[0] == "C" else Alphabet("binary"))
+
+
+def all_states(model: str) -> Tensor:
+    """(num_states, num_sites) int64; state k has value (k // q^i) % q at site i."""
+    return torch.tensor(truth_arrays("transitions")[f"{model}__states"]).long()
+
+
+def matrix(model: str, kernel: str) -> Tensor:
+    """Transition probabilities; what is only rounding is 0."""
+    p = torch.tensor(truth_arrays("transitions")[f"{model}__P__{kernel}"])
+    return torch.where(p < 1e-12, 0.0, p)
+
+
+def state_numbers(x: Tensor, num_categories: int) -> Tensor:
+    x = x.flatten(1)
+    return (x * num_categories ** torch.arange(x.shape[1])).sum(1)
+
+
+def assert_transitions(sampler: Any, energy: Any, states: Tensor, transitions: Tensor, num_steps: int, *, seed: int, what: str) -> None:
+    """Chains from every state at once: after `num_steps` steps, each row of the matrix's power by chi-square, impossible cells empty.
+
+    states: (num_states, num_sites) of numbers of values; they are handed to the sampler in what the energy's alphabet wants.
+    """
+    kind = getattr(energy, "alphabet", Alphabet("binary")).kind
+    num_states, num_categories = len(states), int(states.max()) + 1
+    num_chains = CHAINS_PER_START // num_steps
+    x = states.repeat_interleave(num_chains, 0)
+    x = {"binary": x.float(), "spin": (2 * x - 1).to(torch.int8), "token": x.to(torch.uint8)}[kind]
+    out = sampler(energy, x, num_steps, seed=Key(seed)).long()
+    end = state_numbers((out + 1) // 2 if kind == "spin" else out, num_categories)
+    start = torch.arange(num_states).repeat_interleave(num_chains)
+    counts = torch.bincount(start * num_states + end, minlength=num_states**2).reshape(num_states, num_states)
+    power = torch.linalg.matrix_power(transitions.double(), num_steps)
+    for k in range(num_states):
+        assert_counts(counts[k], power[k], what=f"{what}: {num_steps} steps from state {k}")
