@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebmcore import Key
+from ebmcore import Key, ops
+from ebmcore.discrete import NativeRun
 from ebmcore.energies import OneHot
 from ebmcore.types import Alphabet
 from support.statistics import assert_counts
@@ -108,3 +109,27 @@ def assert_transitions(sampler: Any, energy: Any, states: Tensor, transitions: T
     power = torch.linalg.matrix_power(transitions.double(), num_steps)
     for k in range(num_states):
         assert_counts(counts[k], power[k], what=f"{what}: {num_steps} steps from state {k}")
+
+
+class FreeSpins:
+    """Spins without coupling, whose clusters are single sites: the smallest energy with native chains of its own. Says what it was asked."""
+
+    alphabet = Alphabet("spin")
+
+    def __init__(self, kernels: tuple[str, ...] = ("swendsen_wang",)) -> None:
+        self.kernels, self.asked, self.num_evaluations = kernels, [], 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.num_evaluations += 1
+        return 0.0 * x.flatten(1).sum(1).float()
+
+    def native_chain(self, kernel: str, states: Tensor, key: Tensor, num_steps: int, **options: Any) -> NativeRun | None:
+        self.asked.append((kernel, num_steps, options))
+        if kernel not in self.kernels:
+            return None
+        num_flips = torch.zeros(len(states), dtype=torch.int64)
+        for i in range(num_steps):
+            new = ops.rademacher(states.shape, key=key + torch.tensor([0, i, 0])).to(states.dtype)
+            num_flips += (new != states).flatten(1).sum(1)
+            states.copy_(new)
+        return NativeRun(None, None, num_flips)
