@@ -41,19 +41,18 @@ struct Lanes {
 
     V v[kCount];
 
-    // Elements from `begin` on; `filler` past the end.
-    static EBM_HD Lanes at(const C* row, int64_t begin, int64_t size, C filler) {
+    static EBM_HD Lanes at(const C* p) {
         Lanes out;
-        if (begin + kSumLanes <= size) {
-            EBM_UNROLL for (int i = 0; i < kCount; ++i)
-                out.v[i] = load_from(row + begin + i * kWidth);
-        } else {
-            C padded[kSumLanes];
-            for (int i = 0; i < kSumLanes; ++i) padded[i] = begin + i < size ? row[begin + i] : filler;
-            EBM_UNROLL for (int i = 0; i < kCount; ++i)
-                out.v[i] = load_from(padded + i * kWidth);
-        }
+        EBM_UNROLL for (int i = 0; i < kCount; ++i)
+            out.v[i] = load_from(p + i * kWidth);
         return out;
+    }
+
+    // The first `count` of them, 0 < count < kSumLanes, and -inf.
+    static EBM_HD Lanes part_of(const C* p, int64_t count) {
+        C padded[kSumLanes];
+        for (int i = 0; i < kSumLanes; ++i) padded[i] = i < count ? p[i] : -C(kInfinity);
+        return at(padded);
     }
 
     static EBM_HD Lanes filled(C value) {
@@ -78,7 +77,7 @@ struct LogWeight {
 
     template <class V>
     static EBM_HD V correction(V d) {
-        return kBalancing == Balancing::barker ? V(log_of(exp_of(d > V{} ? -d : d) + C(1))) : V{};
+        return kBalancing == Balancing::barker ? V(log_of(exp_of_negative(d > V{} ? -d : d) + C(1))) : V{};
     }
 
     template <class V>
@@ -94,14 +93,18 @@ struct LogWeight {
 };
 
 template <class C>
+EBM_HD void take_larger(const Lanes<C>& row, Lanes<C>& top) {
+    EBM_UNROLL for (int i = 0; i < Lanes<C>::kCount; ++i)
+        top.v[i] = row.v[i] > top.v[i] ? row.v[i] : top.v[i];
+}
+
+template <class C>
 EBM_HD C largest(const C* d, int64_t size) {
     using L = Lanes<C>;
     L top = L::filled(-C(kInfinity));
-    for (int64_t begin = 0; begin < size; begin += kSumLanes) {
-        L row = L::at(d, begin, size, -C(kInfinity));
-        EBM_UNROLL for (int i = 0; i < L::kCount; ++i)
-            top.v[i] = row.v[i] > top.v[i] ? row.v[i] : top.v[i];
-    }
+    int64_t begin = 0;
+    for (; begin + kSumLanes <= size; begin += kSumLanes) take_larger(L::at(d + begin), top);
+    if (begin < size) take_larger(L::part_of(d + begin, size - begin), top);
     C values[kSumLanes];
     top.put(values);
     C result = values[0];
@@ -121,10 +124,10 @@ public:
         for (int64_t begin = 0, chunk = 0; begin < size; ++chunk) {
             L sums = L::filled(C(0));
             int64_t stop = begin + kSumChunk < size ? begin + kSumChunk : size;
-            for (; begin < stop; begin += kSumLanes) {
-                L row = L::at(d, begin, size, -C(kInfinity));
-                EBM_UNROLL for (int i = 0; i < L::kCount; ++i)
-                    sums.v[i] = sums.v[i] + exp_of(log_weight_(row.v[i]));
+            for (; begin + kSumLanes <= stop; begin += kSumLanes) add_weights(L::at(d + begin), sums);
+            if (begin < stop) {
+                add_weights(L::part_of(d + begin, stop - begin), sums);
+                begin = stop;
             }
             C values[kSumLanes];
             sums.put(values);
@@ -173,7 +176,7 @@ public:
         int64_t begin = chunk * kSumChunk + lane, stop = begin + kSumChunk < size_ ? begin + kSumChunk : size_;
         last = begin;
         for (int64_t i = begin; i < stop; i += kSumLanes) {
-            double weight = static_cast<double>(exp_of(log_weight_(d_[i])));
+            double weight = static_cast<double>(exp_of_negative(log_weight_(d_[i])));
             if (rest < weight) return i;
             rest -= weight;
             if (weight > 0.0) last = i;
@@ -182,6 +185,11 @@ public:
     }
 
 private:
+    EBM_HD void add_weights(const Lanes<C>& row, Lanes<C>& sums) const {
+        EBM_UNROLL for (int i = 0; i < Lanes<C>::kCount; ++i)
+            sums.v[i] = sums.v[i] + exp_of_negative(log_weight_(row.v[i]));
+    }
+
     const C* d_;
     int64_t size_;
     C* chunk_sums_;
@@ -254,7 +262,7 @@ struct Verdict {
 
     EBM_HD Verdict(double log_ratio, bool is_proper, double u) {
         is_diverged = !is_proper || log_ratio != log_ratio;
-        prob = is_diverged ? 0.0 : log_ratio < 0.0 ? exp_of(log_ratio) : 1.0;
+        prob = is_diverged ? 0.0 : log_ratio < 0.0 ? exp_of_negative(log_ratio) : 1.0;
         is_accepted = u < prob;
     }
 };
@@ -321,7 +329,7 @@ struct LangevinSites {
     static EBM_HD double uniform_from(double u) { return u; }
     EBM_HD void put(const Row& row, int64_t e, C word) const {
         C z = row.d[e] * C(0.5) - penalty;
-        C small = exp_of(z > 0 ? -z : z);
+        C small = exp_of_negative(z > 0 ? -z : z);
         row.changes[e] = (z > 0) != (uniform_from(word) * (small + C(1)) < small);
     }
 #if !defined(__CUDACC__)
@@ -331,7 +339,7 @@ struct LangevinSites {
     EBM_HD void put_lanes(const Row& row, int64_t e, V word) const {
         constexpr int kWidth = sizeof(V) / sizeof(C);
         V z = load_lanes(row.d + e) * C(0.5) - penalty;
-        V small = exp_of(z > V{} ? -z : z);
+        V small = exp_of_negative(z > V{} ? -z : z);
         V changes = (uniform_from(word) * (small + C(1)) < small) != (z > V{}) ? V{} + C(1) : V{};
         C values[kWidth];
         store(values, changes);
@@ -342,38 +350,49 @@ struct LangevinSites {
 
 // ln of the probability of `changes` given d; NaN where d is NaN or +inf.
 template <class C>
-EBM_HD double langevin_log_prob(const C* d, const uint8_t* changes, int64_t size, C penalty) {
-    using L = Lanes<C>;
-    using V = typename L::V;
-    double sums[kSumLanes];
-    for (int i = 0; i < kSumLanes; ++i) sums[i] = 0.0;
-    for (int64_t begin = 0; begin < size;) {
-        L chunk = L::filled(C(0));
-        int64_t stop = begin + kSumChunk < size ? begin + kSumChunk : size;
-        for (; begin < stop; begin += kSumLanes) {
+class LangevinLogProb {
+public:
+    EBM_HD LangevinLogProb(const C* d, const uint8_t* changes, int64_t size, C penalty) : penalty_(penalty) {
+        using L = Lanes<C>;
+        double lane[kSumLanes];
+        for (int i = 0; i < kSumLanes; ++i) lane[i] = 0.0;
+        for (int64_t begin = 0; begin < size;) {
+            L sums = L::filled(C(0));
+            int64_t stop = begin + kSumChunk < size ? begin + kSumChunk : size;
             C signs[kSumLanes];
-            if (begin + kSumLanes <= size) {
+            for (; begin + kSumLanes <= stop; begin += kSumLanes) {
                 for (int i = 0; i < kSumLanes; ++i) signs[i] = changes[begin + i] ? C(1) : C(-1);
-            } else {
-                for (int i = 0; i < kSumLanes; ++i) signs[i] = begin + i < size && changes[begin + i] ? C(1) : C(-1);
+                add_sites(L::at(d + begin), L::at(signs), sums);
             }
-            L row = L::at(d, begin, size, -C(kInfinity)), sign = L::at(signs, 0, kSumLanes, C(0));
-            EBM_UNROLL for (int i = 0; i < L::kCount; ++i) {
-                V z = row.v[i] * C(0.5) - penalty;
-                V correction = log_of(exp_of(z > V{} ? -z : z) + C(1));
-                V chosen = z * sign.v[i];
-                V excess = row.v[i] == V{} + C(kInfinity) ? row.v[i] - row.v[i] : V{};  // +inf must not come out as a number
-                chunk.v[i] = chunk.v[i] + ((chosen > V{} ? V{} : chosen) - correction + excess);
+            if (begin < stop) {  // past the end a difference of -inf that stays: probability 1
+                for (int i = 0; i < kSumLanes; ++i) signs[i] = begin + i < stop && changes[begin + i] ? C(1) : C(-1);
+                add_sites(L::part_of(d + begin, stop - begin), L::at(signs), sums);
+                begin = stop;
             }
+            C values[kSumLanes];
+            sums.put(values);
+            for (int i = 0; i < kSumLanes; ++i) lane[i] += static_cast<double>(values[i]);
         }
-        C values[kSumLanes];
-        chunk.put(values);
-        for (int i = 0; i < kSumLanes; ++i) sums[i] += static_cast<double>(values[i]);
+        value = 0.0;
+        for (int i = 0; i < kSumLanes; ++i) value += lane[i];
     }
-    double total = 0.0;
-    for (int i = 0; i < kSumLanes; ++i) total += sums[i];
-    return total;
-}
+
+    double value;
+
+private:
+    EBM_HD void add_sites(const Lanes<C>& row, const Lanes<C>& sign, Lanes<C>& sums) const {
+        using V = typename Lanes<C>::V;
+        EBM_UNROLL for (int i = 0; i < Lanes<C>::kCount; ++i) {
+            V z = row.v[i] * C(0.5) - penalty_;
+            V correction = log_of(exp_of_negative(z > V{} ? -z : z) + C(1));
+            V chosen = z * sign.v[i];
+            V excess = row.v[i] == V{} + C(kInfinity) ? row.v[i] - row.v[i] : V{};  // +inf must not come out as a number
+            sums.v[i] = sums.v[i] + ((chosen > V{} ? V{} : chosen) - correction + excess);
+        }
+    }
+
+    C penalty_;
+};
 
 // ------------------------------------------------------------------------------------------------------------------------------------
 // Discrete Langevin, tokens: a site is value c with probability ∝ exp(d_c / 2 - penalty), ∝ 1 for its present value.
@@ -404,7 +423,7 @@ public:
         for (int64_t c = 0; c < num_categories; ++c) total_ += weight(c);
     }
     EBM_HD C value(int64_t c) const { return c == present_ ? C(0) : d_[c] * C(0.5) - penalty_; }
-    EBM_HD double weight(int64_t c) const { return static_cast<double>(exp_of(value(c) - top_)); }
+    EBM_HD double weight(int64_t c) const { return static_cast<double>(exp_of_negative(value(c) - top_)); }
     EBM_HD double log_prob(int64_t c) const { return static_cast<double>(value(c) - top_) - log_of(total_); }  // NaN: total_ is NaN
     EBM_HD int64_t draw(double u) const {
         double rest = u * total_;
@@ -450,13 +469,14 @@ struct ProposeTokens {
 };
 
 template <class C>
-struct LangevinLogProb {
+struct JudgeSites {
     ProposeLangevinParams p;
 
     EBM_HD void run(int64_t chain, void*) const {
         int64_t begin = chain * p.num_sites;
-        p.log_q[chain] = langevin_log_prob(static_cast<const C*>(p.differences) + begin, static_cast<const uint8_t*>(p.proposed) + begin,
-                                           p.num_sites, static_cast<C>(p.penalty));
+        p.log_q[chain] = LangevinLogProb<C>(static_cast<const C*>(p.differences) + begin, static_cast<const uint8_t*>(p.proposed) + begin,
+                                            p.num_sites, static_cast<C>(p.penalty))
+                             .value;
     }
 };
 
@@ -471,7 +491,8 @@ struct AcceptLangevin {
         double after = static_cast<double>(static_cast<const C*>(p.new_energy)[chain]);
         double log_q_back = 0.0;
         if (p.num_categories == 1) {
-            log_q_back = langevin_log_prob(d, static_cast<const uint8_t*>(p.proposed) + begin, p.num_sites, static_cast<C>(p.penalty));
+            const uint8_t* changes = static_cast<const uint8_t*>(p.proposed) + begin;
+            log_q_back = LangevinLogProb<C>(d, changes, p.num_sites, static_cast<C>(p.penalty)).value;
         } else {
             TokenRow old = token_row(p.tokens, p.token_dtype, begin), present = token_row(p.proposed, p.token_dtype, begin);
             for (int64_t site = 0; site < p.num_sites; ++site) {

@@ -21,6 +21,8 @@ struct IsingModel {
     bool has_one_field;
 };
 
+enum class Scan : int32_t { sweep, random };
+
 constexpr int kMaxLatticeDims = 3;
 
 struct IsingGibbsParams {

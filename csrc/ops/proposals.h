@@ -1,6 +1,7 @@
 #pragma once
 
 #include "balancing.h"
+#include "scratch.h"
 #include "types.h"
 
 namespace ebm {
@@ -91,11 +92,11 @@ struct AcceptLangevinParams {
     Place place;
 };
 
-// Of a chain, for flips: sums of chunks, and a copy of the differences where sites are struck out. A multiple of 64.
-constexpr int64_t flip_scratch_bytes(int64_t num_changes, int64_t element_size, bool with_replacement) {
+// Of a chain, for flips: sums of chunks, and a copy of the differences where sites are struck out.
+static inline constexpr int64_t flip_scratch_bytes(int64_t num_changes, int64_t element_size, bool with_replacement) {
     int64_t chunks = (num_changes + kSumChunk - 1) / kSumChunk;
     int64_t copy = with_replacement ? 0 : num_changes;
-    return ((chunks * kSumLanes + copy) * element_size + 63) / 64 * 64;
+    return round_up_64((chunks * kSumLanes + copy) * element_size);
 }
 
 }  // namespace ebm

@@ -17,12 +17,10 @@ import torch
 from torch import Tensor
 
 from ebmcore import _native
+from ebmcore.ops.ising import BALANCING
 from ebmcore.ops.random import Stream, philox, uniform
 from ebmcore.ops.registration import is_plain, key_tensor, number, register, require_device
 from ebmcore.types import Key, bounded_int
-
-BALANCING = ("sqrt", "barker", "min", "max")
-"""g(r) = sqrt(r), r / (1 + r), min(1, r), max(1, r); the order is that of the native enumeration."""
 
 
 class Verdict(NamedTuple):

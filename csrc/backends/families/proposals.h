@@ -20,6 +20,10 @@ Status for_each_balanced(const Params& p) {
             return for_each_chain(Body<Balancing::barker, C>{p}, p.num_chains, row_grain(size), bytes, p.workspace, p.place);
         case Balancing::min: return for_each_chain(Body<Balancing::min, C>{p}, p.num_chains, row_grain(size), bytes, p.workspace, p.place);
         case Balancing::max: return for_each_chain(Body<Balancing::max, C>{p}, p.num_chains, row_grain(size), bytes, p.workspace, p.place);
+        case Balancing::min:
+            return for_each_chain(Body<Balancing::min, C>{p}, p.num_chains, row_grain(size), bytes, p.workspace, p.place);
+        case Balancing::max:
+            return for_each_chain(Body<Balancing::max, C>{p}, p.num_chains, row_grain(size), bytes, p.workspace, p.place);
     }
     return "no such balancing function";
 }
@@ -30,7 +34,7 @@ Status propose_langevin_with(const ProposeLangevinParams& p, const Draw& draw) {
     if (p.num_categories > 1) return for_each_chain(ProposeTokens<C>{p}, p.num_chains, row_grain(size), 0, nullptr, p.place);
     LangevinSites<C> sink{static_cast<uint8_t*>(p.proposed), static_cast<const C*>(p.differences), p.num_sites, static_cast<C>(p.penalty)};
     if (Status status = for_each_block<C>(draw, sink, p.key, p.num_chains, p.num_sites, 0, p.stream, p.place)) return status;
-    return for_each_chain(LangevinLogProb<C>{p}, p.num_chains, row_grain(size), 0, nullptr, p.place);
+    return for_each_chain(JudgeSites<C>{p}, p.num_chains, row_grain(size), 0, nullptr, p.place);
 }
 
 }  // namespace
