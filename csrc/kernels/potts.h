@@ -74,6 +74,8 @@ struct PottsModel {
             return (weights[0] <= x) + (two <= x) + (two + weights[2] <= x);
         }
         const float total = sum_of(weights), x = point_below(static_cast<double>(total) * unit_of(word), total);
+        double point = static_cast<double>(x);
+        if constexpr (kRow == 16) return pick16(weights, point);
         float before = 0.0f, sum = sum16(weights);
         int c = 0;
         while (sum <= x) {
@@ -81,7 +83,7 @@ struct PottsModel {
             before = sum;
             sum += sum16(weights + c);
         }
-        double point = static_cast<double>(x) - static_cast<double>(before);
+        point -= static_cast<double>(before);
         return c + pick16(weights + c, point);
     }
 };
