@@ -130,7 +130,9 @@ def test_no_edges_and_large_fields() -> None:
     spins = torch.ones(200, 3, dtype=torch.int8)
     fields = torch.tensor([1e4, -1e4, 0.0])
     ops.swendsen_wang_(spins, edges, torch.tensor(1.0), fields, key=Key(1), num_steps=1)
-    assert bool((spins[:, 0] == 1).all()) and bool((spins[:, 1] == -1).all()) and 50 < int((spins[:, 2] == 1).sum()) < 150
+    assert bool((spins[:, 0] == 1).all())
+    assert bool((spins[:, 1] == -1).all())
+    assert 50 < int((spins[:, 2] == 1).sum()) < 150
     tokens = torch.zeros(200, 3, dtype=torch.uint8)
     ops.swendsen_wang_(tokens, edges, torch.tensor(1.0), torch.tensor([[0.0, 1e4, 0.0]] * 3), key=Key(1), num_steps=1, num_categories=3)
     assert bool((tokens == 1).all())
