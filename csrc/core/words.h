@@ -22,9 +22,8 @@ EBM_HD void store_words(const U64 (&from)[kWordGroups][4], V words, int first) {
         uint64_t lanes[4][kWordLanes];
         EBM_UNROLL for (int j = 0; j < 4; ++j)
             store(lanes[j], from[g][j]);
-        EBM_UNROLL for (int i = 0; i < kWordLanes; ++i)
-            EBM_UNROLL for (int j = 0; j < 4; ++j)
-                words[first + g * kWordLanes + i][j] = static_cast<uint32_t>(lanes[j][i]);
+        EBM_UNROLL for (int i = 0; i < kWordLanes; ++i) EBM_UNROLL
+            for (int j = 0; j < 4; ++j) words[first + g * kWordLanes + i][j] = static_cast<uint32_t>(lanes[j][i]);
     }
 }
 

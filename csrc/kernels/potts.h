@@ -74,6 +74,8 @@ struct PottsModel {
             return (weights[0] <= x) + (two <= x) + (two + weights[2] <= x);
         }
         const float total = sum_of(weights), x = point_below(static_cast<double>(total) * unit_of(word), total);
+        double point = static_cast<double>(x);
+        if constexpr (kRow == 16) return pick16(weights, point);
         float before = 0.0f, sum = sum16(weights);
         int c = 0;
         while (sum <= x) {
@@ -81,7 +83,7 @@ struct PottsModel {
             before = sum;
             sum += sum16(weights + c);
         }
-        double point = static_cast<double>(x) - static_cast<double>(before);
+        point -= static_cast<double>(before);
         return c + pick16(weights + c, point);
     }
 };
@@ -182,7 +184,7 @@ struct PottsGibbs : PottsModel<kTable, kRow> {
 
     EBM_HD void sweep(const PhiloxKey& key, uint64_t step, uint64_t id, int count, uint8_t* x, float unit,
                       uint32_t (&words)[kGroup][kBlocksAhead][4], int64_t (&num_flips)[kGroup]) const {
-        Row rows[kTable ? kGroup : 1];
+        [[maybe_unused]] Row rows[kTable ? kGroup : 1];
         for (int64_t first = 0; first < p.num_sites; first += 4 * kBlocksAhead) {
             const int here = static_cast<int>(p.num_sites - first < 4 * kBlocksAhead ? p.num_sites - first : 4 * kBlocksAhead);
             for (int k = 0; k < count; ++k) {
@@ -191,20 +193,20 @@ struct PottsGibbs : PottsModel<kTable, kRow> {
             }
             for (int j = 0; j < here; ++j) {
                 const int64_t site = p.order ? p.order[first + j] : first + j;
-                if (!kTable) {
+                if constexpr (kTable) {
+                    for (int k = 0; k < count; ++k) own_fields(site, rows[k]);
+                    for (int64_t e = p.offsets[site]; e < p.offsets[site + 1]; ++e) {
+                        const uint8_t* neighbour = x + p.neighbours[e];
+                        for (int k = 0; k < count; ++k) add(e, neighbour[k * p.num_sites], rows[k]);
+                    }
+                    for (int k = 0; k < count; ++k) {
+                        uint8_t& now = x[k * p.num_sites + site];
+                        const uint8_t next = draw(rows[k], words[k][j / 4][j % 4], unit);
+                        num_flips[k] += next != now;
+                        now = next;
+                    }
+                } else {
                     for (int k = 0; k < count; ++k) num_flips[k] += update(x + k * p.num_sites, site, words[k][j / 4][j % 4], unit);
-                    continue;
-                }
-                for (int k = 0; k < count; ++k) own_fields(site, rows[k]);
-                for (int64_t e = p.offsets[site]; e < p.offsets[site + 1]; ++e) {
-                    const uint8_t* neighbour = x + p.neighbours[e];
-                    for (int k = 0; k < count; ++k) add(e, neighbour[k * p.num_sites], rows[k]);
-                }
-                for (int k = 0; k < count; ++k) {
-                    uint8_t& now = x[k * p.num_sites + site];
-                    const uint8_t next = draw(rows[k], words[k][j / 4][j % 4], unit);
-                    num_flips[k] += next != now;
-                    now = next;
                 }
             }
         }

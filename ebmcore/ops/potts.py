@@ -20,8 +20,8 @@ SCANS = {"raster": 0, "random": 1, "checkerboard": 2}
 BALANCINGS = {"sqrt": 0, "barker": 1, "min": 2, "max": 3}
 
 _ARGUMENTS = (
-    "Tensor key, Tensor offsets, Tensor neighbours, Tensor couplings, int coupling_stride, bool is_table, bool is_bounded, Tensor? reverse, Tensor fields, "
-    "int num_categories, Tensor unit, Tensor? order, int scan, int balancing, int max_degree, int num_steps"
+    "Tensor key, Tensor offsets, Tensor neighbours, Tensor couplings, int coupling_stride, bool is_table, bool is_bounded, Tensor? reverse, "
+    "Tensor fields, int num_categories, Tensor unit, Tensor? order, int scan, int balancing, int max_degree, int num_steps"
 )
 
 
