@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ebmcore import _native
 from ebmcore.ops.random import MAX_BLOCKS, Stream, uniform
@@ -157,24 +158,27 @@ def rbm_gwg_chain(
     """
     num_chains, num_visible = states.shape
     # A product in float64 of whole numbers below 2**53 is exact in any order of the additions.
-    exact = weight.double()
-    bound = (exact.abs().sum(0) + hidden_bias.double().abs()).max() + visible_bias.double().abs().max() * 0
-    largest = float(bound)
+    exact, exact_bias = weight.double(), hidden_bias.double()
+    largest = float((exact.abs().sum(0) + exact_bias.abs()).max() + visible_bias.double().abs().max() * 0)
     if not math.isfinite(largest):
         return None
-    power = 30 - max(math.frexp(largest)[1], -90)  # largest · 2**power <= 2**30
-    scale = 2.0**power
-    weight_units = (exact * scale).round_()
-    inputs = torch.addmm((hidden_bias.double() * scale).round_(), states.double(), weight_units).to(torch.int32)
+    scale = 2.0 ** (30 - max(math.frexp(largest)[1], -90))  # largest · scale <= 2**30
+    chunk = _native.core.RBM_CHUNK
+    pad_visible, pad_hidden = -num_visible % chunk, -len(hidden_bias) % chunk
+    weight_units = pad((exact * scale).round_(), (0, pad_hidden, 0, pad_visible))
+    padded = pad(states, (0, pad_visible))
+    inputs = torch.addmm(pad((exact_bias * scale).round_(), (0, pad_hidden)), padded.double(), weight_units).to(torch.int32)
     weight_units = weight_units.to(torch.int32)
-    means, pulls = states.new_empty(inputs.shape), torch.empty_like(states)
-    balanced = states.new_empty(num_chains, 2, num_visible)
+    transposed = pad(weight.T, (0, pad_visible, 0, pad_hidden)).contiguous()
+    bias = pad(visible_bias, (0, pad_visible), value=-3e38)
+    means, pulls = padded.new_empty(inputs.shape), torch.empty_like(padded)
+    balanced = padded.new_empty(num_chains, 2, padded.shape[1])
     records = torch.zeros(num_chains, _native.core.RBM_RECORD, dtype=torch.float64, device=states.device)
-    transposed, bias = weight.T, visible_bias.contiguous()
-    arguments = (states, inputs, means, pulls, balanced, records, weight_units, bias, key)
+    arguments = (padded, inputs, means, pulls, balanced, records, weight_units, bias, key)
     constants: tuple[Any, ...] = (num_steps, 1.0 / scale, BALANCING.index(balancing), int(Stream.PROPOSAL), int(Stream.ACCEPTANCE))
     for step in range(-1, num_steps + 1):
         if step >= 0:
             torch.mm(means, transposed, out=pulls)
         _native.core.rbm_gwg(*arguments, step, *constants)
+    states.copy_(padded[:, :num_visible])
     return records[:, 0] > 0, (records[:, 1] / num_steps).to(states.dtype), records[:, 2].long()
