@@ -137,6 +137,30 @@ def softplus_sum_reference(logits: Tensor, bias: Tensor | None = None, *, scale:
     return torch.logaddexp(x, x.new_zeros(())).sum(1)
 
 
+def block_gibbs_chain(states: Tensor, weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor, key: Tensor, num_steps: int) -> Tensor:
+    """Steps of block Gibbs on a Bernoulli RBM's visible units, written into `states`. Arguments as `rbm_gwg_chain`.
+
+    Returns:
+        num_flips (num_chains,) int64: visible units that changed, summed over the steps.
+    """
+    hidden_logits, hidden = states.new_empty(len(states), len(hidden_bias)), states.new_empty(len(states), len(hidden_bias))
+    visible_logits, next_states = torch.empty_like(states), torch.empty_like(states)
+    transposed, draw = weight.T, _native.core.sigmoid_bernoulli
+    weight, visible_bias, hidden_bias = weight.contiguous(), visible_bias.contiguous(), hidden_bias.contiguous()
+    num_flips = torch.zeros(len(states), dtype=torch.float64, device=states.device)
+    result = states
+    for step_key in Key.from_tensor(key).steps(num_steps).unbind():
+        torch.mm(states, weight, out=hidden_logits)
+        draw(hidden, hidden_logits, hidden_bias, step_key, 1.0, int(Stream.HIDDEN))
+        torch.mm(hidden, transposed, out=visible_logits)
+        draw(next_states, visible_logits, visible_bias, step_key, 1.0, int(Stream.PROPOSAL))
+        num_flips += torch.sub(next_states, states, out=visible_logits).abs_().sum(1)
+        states, next_states = next_states, states
+    if result is not states:
+        result.copy_(states)
+    return num_flips.long()
+
+
 def rbm_gwg_chain(
     states: Tensor, weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor, key: Tensor, num_steps: int, balancing: str
 ) -> tuple[Tensor, Tensor, Tensor] | None:
