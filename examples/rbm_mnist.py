@@ -92,16 +92,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         resume=args.resume,
     )
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
-    print(
-        f"ebmcore {ebmcore.__version__}, {args.binarise}, {args.num_hidden} hidden units: {seconds:.0f} s of training, {cpu_seconds:.0f} s of CPU time"
-    )
+    print(f"ebmcore {ebmcore.__version__}, MNIST by {args.binarise}: {seconds:.0f} s of training, {cpu_seconds:.0f} s of CPU time")
     if args.stop_after is not None:
         return
 
     result = ais(rbm, num_chains=args.ais_chains, betas=args.ais_betas, base_visible_bias=base, seed=args.seed, progress=True)
-    print(
-        f"ln Z              {result.log_z:.3f} ± {result.standard_error:.3f} ({result.effective_sample_size:.0f} of {args.ais_chains} chains effective)"
-    )
+    size = f"effective sample size {result.effective_sample_size:.0f} of {args.ais_chains}"
+    print(f"ln Z {result.log_z:.3f} ± {result.standard_error:.3f} ({size})")
     with torch.no_grad():
         for name, images in (("test", test), ("training", train)):
             print(f"mean {name} log-likelihood {-rbm(images).double().mean() - result.log_z:.3f} ± {result.standard_error:.3f} nats an image")
