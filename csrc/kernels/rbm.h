@@ -3,23 +3,13 @@
 #pragma once
 
 #include "../core/random.h"
+#include "../core/words.h"
 #include "../ops/rbm.h"
 #include "langevin.h"
 
 EBM_BEGIN
 
 constexpr int kChunk = kRbmChunk;
-
-template <class V, class T>
-EBM_HD V take(const T* p) {
-    V v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
-template <class T, class V>
-EBM_HD void give(T* p, V v) {
-    memcpy(p, &v, sizeof v);
-}
 
 // A whole chunk at `p`, or a copy of the last one, with `idle` beyond its `count` elements, in `copy`.
 template <class T>
@@ -86,24 +76,34 @@ struct SigmoidBernoulliSink {
     EBM_HD void put(const Row& row, int64_t e, float word) const { row.out[e] = draw<float>(row.logits[e] * scale + bias[e], word); }
 };
 
-// The same of whole chains, whose words already lie in `out`.
+// The same, a chain at a time: where rows are no multiple of the lanes, what is over costs less in chunks than one by one.
 struct SigmoidBernoulliBody {
     SigmoidBernoulliSink sink;
+    const int64_t* key;
+    uint32_t stream;
 
     EBM_HD void run(int64_t chain, void*) const {
+        constexpr int64_t kAtOnce = 4 * kWordBlocks;
+        const PhiloxKey rounds = philox_key(static_cast<uint64_t>(key[0]));
         const typename SigmoidBernoulliSink::Row row = sink.row(chain);
-        for (int64_t e = 0; e < sink.dim; e += kChunk) {
-            const int64_t count = sink.dim - e;
-            float word_copy[kChunk], x_copy[kChunk], bias_copy[kChunk];
-            const float* words = padded(row.out + e, count, 0.0f, word_copy);
-            const float* x = padded(row.logits + e, count, 0.0f, x_copy);
-            const float* bias = padded(sink.bias + e, count, 0.0f, bias_copy);
-            float* out = count >= kChunk ? row.out + e : word_copy;
-            for (int i = 0; i < kChunk; i += kLanes) {
-                give(out + i, sink.draw<F32>(take<F32>(x + i) * sink.scale + take<F32>(bias + i), take<F32>(words + i)));
-            }
-            if (count < kChunk) {
-                for (int64_t i = 0; i < count; ++i) row.out[e + i] = word_copy[i];
+        for (int64_t first = 0; first < sink.dim; first += kAtOnce) {
+            const int64_t size = sink.dim - first < kAtOnce ? sink.dim - first : kAtOnce;
+            alignas(64) uint32_t words[kWordBlocks][4];
+            words_of_blocks(rounds, static_cast<uint64_t>(key[1]), static_cast<uint64_t>(key[2] + chain), static_cast<uint64_t>(first / 4),
+                            stream, static_cast<int>((size + kChunk - 1) / kChunk * (kChunk / 4)), words);
+            for (int64_t i = 0; i < size; i += kChunk) {
+                const int64_t e = first + i, count = sink.dim - e;
+                float x_copy[kChunk], bias_copy[kChunk];
+                const float* x = padded(row.logits + e, count, 0.0f, x_copy);
+                const float* bias = padded(sink.bias + e, count, 0.0f, bias_copy);
+                float* out = count >= kChunk ? row.out + e : x_copy;
+                for (int j = 0; j < kChunk; j += kLanes) {
+                    F32 word = as_float(load<U32>(&words[i / 4 + j / 4][j % 4]));
+                    store(out + j, sink.draw<F32>(load<F32>(x + j) * sink.scale + load<F32>(bias + j), word));
+                }
+                if (count < kChunk) {
+                    for (int64_t j = 0; j < count; ++j) row.out[e + j] = x_copy[j];
+                }
             }
         }
     }
@@ -120,7 +120,7 @@ public:
     // Of kChunk elements; an element of -1000 adds exactly nothing. `means`: sigmoid of x.
     EBM_HD void add(const float* x, float* means) {
         EBM_UNROLL for (int i = 0; i < kParts; ++i) {
-            F32 v = take<F32>(x + i * kLanes);
+            F32 v = load<F32>(x + i * kLanes);
             F32 odds = exp_below<F32>(-magnitude_of<F32>(v));
             F32 whole = odds + 1.0f;
             F64 positive[kHalves];
@@ -128,7 +128,7 @@ public:
             EBM_UNROLL for (int j = 0; j < kHalves; ++j)
                 sums_[i * kHalves + j] += positive[j];
             products_[i] *= whole;
-            give(means + i * kLanes, (v > 0.0f ? F32{} + 1.0f : odds) / whole);
+            store(means + i * kLanes, (v > 0.0f ? F32{} + 1.0f : odds) / whole);
         }
         if (++chunks_ % 32 == 0) fold();  // a factor is at most 2, a product 2^32, and that of all sixteen 2^512
     }
@@ -153,7 +153,7 @@ private:
                 product[i] *= product[i + half];
         }
         const F64 logs = neg_two_log(F64{} + product[0]);
-        logs_ += -0.5 * take<double>(reinterpret_cast<const double*>(&logs));
+        logs_ += -0.5 * load<double>(reinterpret_cast<const double*>(&logs));
         EBM_UNROLL for (int i = 0; i < kParts; ++i)
             products_[i] = F32{} + 1.0f;
     }
@@ -174,7 +174,7 @@ struct SoftplusSumBody {
             float x[kChunk], x_copy[kChunk], bias_copy[kChunk];
             const float* z = padded(logits + e, p.dim - e, 0.0f, x_copy);
             const float* bias = padded(p.bias + e, p.dim - e, -1000.0f, bias_copy);
-            for (int i = 0; i < kChunk; i += kLanes) give(x + i, take<F32>(z + i) * p.scale + take<F32>(bias + i));
+            for (int i = 0; i < kChunk; i += kLanes) store(x + i, load<F32>(z + i) * p.scale + load<F32>(bias + i));
             sum.add(x, x_copy);
         }
         p.out[chain] = sum.value();
@@ -242,9 +242,9 @@ private:
         for (int64_t e = 0; e < p.num_hidden; e += kChunk) {
             float x[kChunk];
             for (int i = 0; i < kChunk; i += kLanes) {
-                I32 z = take<I32>(inputs + e + i) + direction * take<I32>(row + e + i);
-                give(inputs + e + i, z);
-                give(x + i, to_float(z) * p.unit);
+                I32 z = load<I32>(inputs + e + i) + direction * load<I32>(row + e + i);
+                store(inputs + e + i, z);
+                store(x + i, to_float(z) * p.unit);
             }
             sum.add(x, means + e);
         }
@@ -266,12 +266,12 @@ private:
         for (int64_t e = 0; e < p.num_visible; e += kChunk) {
             EBM_UNROLL for (int part = 0; part < kParts; ++part) {
                 const int64_t i = e + part * kLanes;
-                F32 sign = 1.0f - 2.0f * take<F32>(states + i);
-                F32 log_weight = balance<kBalancing, F32>(sign * (take<F32>(p.visible_bias + i) + take<F32>(pulls + i)));
+                F32 sign = 1.0f - 2.0f * load<F32>(states + i);
+                F32 log_weight = balance<kBalancing, F32>(sign * (load<F32>(p.visible_bias + i) + load<F32>(pulls + i)));
                 F32 weight = exp_below<F32>(log_weight - shift);
                 largest[part] = log_weight > largest[part] ? log_weight : largest[part];
                 sums[part] += weight;
-                give(balanced + i, weight);
+                store(balanced + i, weight);
             }
         }
         memcpy(record.columns[side], sums, sizeof sums);
