@@ -3,7 +3,6 @@
 #pragma once
 
 #include "../core/random.h"
-#include "../core/words.h"
 #include "../ops/rbm.h"
 #include "langevin.h"
 
@@ -76,34 +75,24 @@ struct SigmoidBernoulliSink {
     EBM_HD void put(const Row& row, int64_t e, float word) const { row.out[e] = draw<float>(row.logits[e] * scale + bias[e], word); }
 };
 
-// The same, a chain at a time: where rows are no multiple of the lanes, what is over costs less in chunks than one by one.
+// The same of whole chains, whose words already lie in `out`.
 struct SigmoidBernoulliBody {
     SigmoidBernoulliSink sink;
-    const int64_t* key;
-    uint32_t stream;
 
     EBM_HD void run(int64_t chain, void*) const {
-        constexpr int64_t kAtOnce = 4 * kWordBlocks;
-        const PhiloxKey rounds = philox_key(static_cast<uint64_t>(key[0]));
         const typename SigmoidBernoulliSink::Row row = sink.row(chain);
-        for (int64_t first = 0; first < sink.dim; first += kAtOnce) {
-            const int64_t size = sink.dim - first < kAtOnce ? sink.dim - first : kAtOnce;
-            alignas(64) uint32_t words[kWordBlocks][4];
-            words_of_blocks(rounds, static_cast<uint64_t>(key[1]), static_cast<uint64_t>(key[2] + chain), static_cast<uint64_t>(first / 4),
-                            stream, static_cast<int>((size + kChunk - 1) / kChunk * (kChunk / 4)), words);
-            for (int64_t i = 0; i < size; i += kChunk) {
-                const int64_t e = first + i, count = sink.dim - e;
-                float x_copy[kChunk], bias_copy[kChunk];
-                const float* x = padded(row.logits + e, count, 0.0f, x_copy);
-                const float* bias = padded(sink.bias + e, count, 0.0f, bias_copy);
-                float* out = count >= kChunk ? row.out + e : x_copy;
-                for (int j = 0; j < kChunk; j += kLanes) {
-                    F32 word = as_float(load<U32>(&words[i / 4 + j / 4][j % 4]));
-                    store(out + j, sink.draw<F32>(load<F32>(x + j) * sink.scale + load<F32>(bias + j), word));
-                }
-                if (count < kChunk) {
-                    for (int64_t j = 0; j < count; ++j) row.out[e + j] = x_copy[j];
-                }
+        for (int64_t e = 0; e < sink.dim; e += kChunk) {
+            const int64_t count = sink.dim - e;
+            float word_copy[kChunk], x_copy[kChunk], bias_copy[kChunk];
+            const float* words = padded(row.out + e, count, 0.0f, word_copy);
+            const float* x = padded(row.logits + e, count, 0.0f, x_copy);
+            const float* bias = padded(sink.bias + e, count, 0.0f, bias_copy);
+            float* out = count >= kChunk ? row.out + e : word_copy;
+            for (int i = 0; i < kChunk; i += kLanes) {
+                store(out + i, sink.draw<F32>(load<F32>(x + i) * sink.scale + load<F32>(bias + i), load<F32>(words + i)));
+            }
+            if (count < kChunk) {
+                for (int64_t i = 0; i < count; ++i) row.out[e + i] = word_copy[i];
             }
         }
     }

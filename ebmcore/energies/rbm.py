@@ -125,11 +125,21 @@ class BernoulliRBM(nn.Module):
 
     @torch.no_grad()
     def native_chain(
-        self, kernel: str, states: Tensor, key: Tensor, num_steps: int, *, num_flips: int = 1, balancing: str = "sqrt", **_: Any
+        self,
+        kernel: str,
+        states: Tensor,
+        key: Tensor,
+        num_steps: int,
+        *,
+        num_flips: int = 1,
+        balancing: str = "sqrt",
+        count_flips: bool = True,
+        **_: Any,
     ) -> NativeRun | None:
         """`num_steps` in place of "block_gibbs", or of "gwg" with first-order differences and one matrix product a step.
 
         None, and nothing written, for other kernels, for more than one flip, and unless states and parameters are float32 and finite.
+        `count_flips=False` spares "block_gibbs" the counting.
 
         Results depend on the number of chains by what matrix products round differently, and on nothing else.
         """
@@ -137,7 +147,7 @@ class BernoulliRBM(nn.Module):
             return None
         model = self.weight, self.visible_bias, self.hidden_bias
         if kernel == "block_gibbs":
-            return NativeRun(None, None, block_gibbs_chain(states, *model, key, num_steps))
+            return NativeRun(None, None, block_gibbs_chain(states, *model, key, num_steps, count_flips))
         if kernel != "gwg" or num_flips != 1 or balancing not in BALANCING:
             return None
         result = rbm_gwg_chain(states, *model, key, num_steps, balancing)

@@ -137,27 +137,30 @@ def softplus_sum_reference(logits: Tensor, bias: Tensor | None = None, *, scale:
     return torch.logaddexp(x, x.new_zeros(())).sum(1)
 
 
-def block_gibbs_chain(states: Tensor, weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor, key: Tensor, num_steps: int) -> Tensor:
+def block_gibbs_chain(
+    states: Tensor, weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor, key: Tensor, num_steps: int, count_flips: bool
+) -> Tensor:
     """Steps of block Gibbs on a Bernoulli RBM's visible units, written into `states`. Arguments as `rbm_gwg_chain`.
 
     Returns:
-        num_flips (num_chains,) int64: visible units that changed, summed over the steps.
+        (num_chains,) int64: visible units that changed, summed over the steps; 0 unless `count_flips`.
     """
-    hidden_logits, hidden = states.new_empty(len(states), len(hidden_bias)), states.new_empty(len(states), len(hidden_bias))
-    visible_logits, next_states = torch.empty_like(states), torch.empty_like(states)
-    transposed, draw = weight.T, _native.core.sigmoid_bernoulli
-    weight, visible_bias, hidden_bias = weight.contiguous(), visible_bias.contiguous(), hidden_bias.contiguous()
     num_flips = torch.zeros(len(states), dtype=torch.float64, device=states.device)
-    result = states
+    hidden_logits, hidden = states.new_empty(len(states), len(hidden_bias)), states.new_empty(len(states), len(hidden_bias))
+    visible_logits, present, following = torch.empty_like(states), states, torch.empty_like(states)
+    transposed, draw = weight.t(), _native.core.sigmoid_bernoulli
+    visible_bias, hidden_bias = visible_bias.contiguous(), hidden_bias.contiguous()
+    hidden_stream, visible_stream = int(Stream.HIDDEN), int(Stream.PROPOSAL)
     for step_key in Key.from_tensor(key).steps(num_steps).unbind():
-        torch.mm(states, weight, out=hidden_logits)
-        draw(hidden, hidden_logits, hidden_bias, step_key, 1.0, int(Stream.HIDDEN))
+        torch.mm(present, weight, out=hidden_logits)
+        draw(hidden, hidden_logits, hidden_bias, step_key, 1.0, hidden_stream)
         torch.mm(hidden, transposed, out=visible_logits)
-        draw(next_states, visible_logits, visible_bias, step_key, 1.0, int(Stream.PROPOSAL))
-        num_flips += torch.sub(next_states, states, out=visible_logits).abs_().sum(1)
-        states, next_states = next_states, states
-    if result is not states:
-        result.copy_(states)
+        draw(following, visible_logits, visible_bias, step_key, 1.0, visible_stream)
+        if count_flips:
+            num_flips += torch.sub(following, present, out=visible_logits).abs_().sum(1)
+        present, following = following, present
+    if present is not states:
+        states.copy_(present)
     return num_flips.long()
 
 

@@ -57,7 +57,7 @@ class BlockGibbs:
         visible, value = state.x, state.energy
         if num_steps > 0 and len(visible) > 0:
             visible = _encoded(energy, visible)
-            visible, num_flips = _run(energy, visible, state.key, num_steps)
+            visible, num_flips = _run(energy, visible, state.key, num_steps, count_flips=True)
             value = start_energy(energy, visible, "BlockGibbs")
         always = torch.ones(len(num_flips), dtype=torch.bool, device=num_flips.device)
         info = DiscreteInfo(~always, always, always.to(value.dtype), num_flips, value - state.energy)
@@ -70,21 +70,22 @@ class BlockGibbs:
         visible = _own(energy, x)
         key = Key.from_seed(seed, x.device)
         if num_steps > 0 and len(x) > 0:
-            visible, _ = _run(energy, visible, key, num_steps)
+            visible, _ = _run(energy, visible, key, num_steps, count_flips=False)
         return visible.to(x.dtype)
 
 
-def _run(energy: Any, visible: Tensor, key: Key, num_steps: int) -> tuple[Tensor, Tensor]:
+def _run(energy: Any, visible: Tensor, key: Key, num_steps: int, *, count_flips: bool) -> tuple[Tensor, Tensor]:
     """Steps from `visible`, which is ours, and the visible units that changed in them."""
     if hasattr(energy, "native_chain"):
-        native: NativeRun | None = energy.native_chain("block_gibbs", visible, key.tensor, num_steps)
+        native: NativeRun | None = energy.native_chain("block_gibbs", visible, key.tensor, num_steps, count_flips=count_flips)
         if native is not None:
             return visible, native.num_flips
     num_flips = torch.zeros(len(visible), dtype=torch.int64, device=visible.device)
     for step_key in key.steps(num_steps).unbind():
         before = visible
         visible = energy.sample_visible(energy.sample_hidden(before, key=step_key), key=step_key)
-        num_flips += (visible != before).sum(1)
+        if count_flips:
+            num_flips += (visible != before).sum(1)
     return visible, num_flips
 
 
