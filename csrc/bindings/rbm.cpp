@@ -93,6 +93,7 @@ void rbm_gwg(const py::object& states, const py::object& inputs, const py::objec
 
 void register_rbm(py::module_& m) {
     m.attr("RBM_RECORD") = kRbmRecord;
+    m.attr("RBM_CHUNK") = kRbmChunk;
     m.def("sigmoid_bernoulli", &sigmoid_bernoulli, py::arg("out"), py::arg("logits"), py::arg("bias"), py::arg("key"), py::arg("scale"),
           py::arg("stream"));
     m.def("softplus_sum", &softplus_sum, py::arg("out"), py::arg("logits"), py::arg("bias"), py::arg("scale"));

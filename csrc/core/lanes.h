@@ -64,6 +64,7 @@ using U64 = uint64_t;
 
 EBM_HD float square_root(float x) { return sqrtf(x); }
 EBM_HD double square_root(double x) { return sqrt(x); }
+EBM_HD void to_double(float x, double (&halves)[kHalves]) { halves[0] = static_cast<double>(x); }
 
 #else
 
@@ -100,6 +101,10 @@ EBM_HD F32 zip_lo32(F32 a, F32 b) { return (F32)_mm512_unpacklo_ps((__m512)a, (_
 EBM_HD F32 zip_hi32(F32 a, F32 b) { return (F32)_mm512_unpackhi_ps((__m512)a, (__m512)b); }
 EBM_HD F64 zip_lo64(F64 a, F64 b) { return (F64)_mm512_unpacklo_pd((__m512d)a, (__m512d)b); }
 EBM_HD F64 zip_hi64(F64 a, F64 b) { return (F64)_mm512_unpackhi_pd((__m512d)a, (__m512d)b); }
+EBM_HD void to_double(F32 x, F64 (&halves)[kHalves]) {
+    halves[0] = (F64)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)x));
+    halves[1] = (F64)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)x, 1));
+}
 #elif defined(__AVX2__)
 EBM_HD U64 mul_wide(U64 a, uint32_t m) { return (U64)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(m)); }
 EBM_HD U32 merge(U64 even, U64 odd) { return (U32)_mm256_blend_epi32((__m256i)even, (__m256i)(odd << 32), 0xaa); }
@@ -109,6 +114,10 @@ EBM_HD F32 zip_lo32(F32 a, F32 b) { return (F32)_mm256_unpacklo_ps((__m256)a, (_
 EBM_HD F32 zip_hi32(F32 a, F32 b) { return (F32)_mm256_unpackhi_ps((__m256)a, (__m256)b); }
 EBM_HD F64 zip_lo64(F64 a, F64 b) { return (F64)_mm256_unpacklo_pd((__m256d)a, (__m256d)b); }
 EBM_HD F64 zip_hi64(F64 a, F64 b) { return (F64)_mm256_unpackhi_pd((__m256d)a, (__m256d)b); }
+EBM_HD void to_double(F32 x, F64 (&halves)[kHalves]) {
+    halves[0] = (F64)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)x));
+    halves[1] = (F64)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)x, 1));
+}
 #elif defined(__x86_64__)
 EBM_HD U64 mul_wide(U64 a, uint32_t m) { return (U64)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(m)); }
 EBM_HD U32 merge(U64 even, U64 odd) { return (U32)((even & 0xffffffffu) | (odd << 32)); }
@@ -118,6 +127,10 @@ EBM_HD F32 zip_lo32(F32 a, F32 b) { return (F32)_mm_unpacklo_ps((__m128)a, (__m1
 EBM_HD F32 zip_hi32(F32 a, F32 b) { return (F32)_mm_unpackhi_ps((__m128)a, (__m128)b); }
 EBM_HD F64 zip_lo64(F64 a, F64 b) { return (F64)_mm_unpacklo_pd((__m128d)a, (__m128d)b); }
 EBM_HD F64 zip_hi64(F64 a, F64 b) { return (F64)_mm_unpackhi_pd((__m128d)a, (__m128d)b); }
+EBM_HD void to_double(F32 x, F64 (&halves)[kHalves]) {
+    halves[0] = (F64)_mm_cvtps_pd((__m128)x);
+    halves[1] = (F64)_mm_cvtps_pd(_mm_movehl_ps((__m128)x, (__m128)x));
+}
 #elif defined(__aarch64__)
 EBM_HD U64 mul_wide(U64 a, uint32_t m) { return (U64)vmull_n_u32(vmovn_u64((uint64x2_t)a), m); }
 EBM_HD U32 merge(U64 even, U64 odd) { return (U32)vtrn1q_u32((uint32x4_t)even, (uint32x4_t)odd); }
@@ -127,6 +140,10 @@ EBM_HD F32 zip_lo32(F32 a, F32 b) { return (F32)vzip1q_f32((float32x4_t)a, (floa
 EBM_HD F32 zip_hi32(F32 a, F32 b) { return (F32)vzip2q_f32((float32x4_t)a, (float32x4_t)b); }
 EBM_HD F64 zip_lo64(F64 a, F64 b) { return (F64)vzip1q_f64((float64x2_t)a, (float64x2_t)b); }
 EBM_HD F64 zip_hi64(F64 a, F64 b) { return (F64)vzip2q_f64((float64x2_t)a, (float64x2_t)b); }
+EBM_HD void to_double(F32 x, F64 (&halves)[kHalves]) {
+    halves[0] = (F64)vcvt_f64_f32(vget_low_f32((float32x4_t)x));
+    halves[1] = (F64)vcvt_high_f64_f32((float32x4_t)x);
+}
 #else
 #error "ebmcore has lanes for x86-64, aarch64 and CUDA"
 #endif

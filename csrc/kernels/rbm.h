@@ -8,18 +8,7 @@
 
 EBM_BEGIN
 
-constexpr int kChunk = 16;
-
-template <class V, class T>
-EBM_HD V take(const T* p) {
-    V v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
-template <class T, class V>
-EBM_HD void give(T* p, V v) {
-    memcpy(p, &v, sizeof v);
-}
+constexpr int kChunk = kRbmChunk;
 
 // A whole chunk at `p`, or a copy of the last one, with `idle` beyond its `count` elements, in `copy`.
 template <class T>
@@ -30,46 +19,35 @@ EBM_HD const T* padded(const T* p, int64_t count, T idle, T (&copy)[kChunk]) {
     return copy;
 }
 
-// kChunk running sums in double; the columns lie in memory order.
-struct Columns {
-    F64 sums[kChunk / kLanes * kHalves];
-
-    EBM_HD explicit Columns(double start) {
-        EBM_UNROLL for (int i = 0; i < kChunk / kLanes * kHalves; ++i)
-            sums[i] = F64{} + start;
+EBM_HD float tree_sum(const float (&x)[kChunk]) {
+    float sums[kChunk];
+    memcpy(sums, x, sizeof sums);
+    EBM_UNROLL for (int half = kChunk / 2; half > 0; half /= 2) {
+        EBM_UNROLL for (int i = 0; i < half; ++i)
+            sums[i] += sums[i + half];
     }
-    EBM_HD static void widen_part(F32 x, F64 (&wide)[kHalves]) {
-#if defined(__CUDACC__)
-        wide[0] = static_cast<double>(x);
-#else
-        HalfF32 halves[2];
-        memcpy(halves, &x, sizeof x);
-        wide[0] = __builtin_convertvector(halves[0], F64);
-        wide[1] = __builtin_convertvector(halves[1], F64);
-#endif
-    }
-    EBM_HD void add(int part, F32 x) {
-        F64 wide[kHalves];
-        widen_part(x, wide);
-        EBM_UNROLL for (int i = 0; i < kHalves; ++i)
-            sums[part * kHalves + i] += wide[i];
-    }
-    EBM_HD void multiply(int part, F32 x) {
-        F64 wide[kHalves];
-        widen_part(x, wide);
-        EBM_UNROLL for (int i = 0; i < kHalves; ++i)
-            sums[part * kHalves + i] *= wide[i];
-    }
-    EBM_HD double total() const {
-        double all[kChunk];
-        memcpy(all, sums, sizeof all);
-        return add_tree(all);
-    }
-};
+    return sums[0];
+}
 
 template <class F>
 EBM_HD F magnitude_of(F x) {
     return x < 0.0f ? -x : x;
+}
+
+// e^x with the bits of `exp_of`, for x <= 88 alone; what comes out above is no number to be used.
+template <class F>
+EBM_HD F exp_below(F x) {
+    F bounded = x < -87.33654f ? F{} - 87.33654f : x;
+    F shifted = bounded * 1.44269504f + 12582912.0f;  // as in exp_of
+    F n = shifted - 12582912.0f;
+    F r = (bounded - n * 0.693359375f) - n * -0.000212194440f;
+    F p = 0.00138888892f * r + 0.00833333377f;
+    p = p * r + 0.0416666679f;
+    p = p * r + 0.166666672f;
+    p = p * r + 0.5f;
+    F result = (p * (r * r) + r) + 1.0f;
+    result = as_float(as_bits(result) + (as_bits(shifted) << 23));
+    return x < -87.33654f ? F{} : result;
 }
 
 // The likelier outcome unless the word, of 2^32, is below the odds' share of the other: probabilities near 1 are as fine as those
@@ -89,7 +67,7 @@ struct SigmoidBernoulliSink {
 
     template <class F>
     EBM_HD F draw(F x, F word) const {
-        F odds = exp_of<F>(-magnitude_of<F>(x));  // of the rarer outcome
+        F odds = exp_below<F>(-magnitude_of<F>(x));  // of the rarer outcome
         F likely = x > 0.0f ? F{} + 1.0f : F{};
         F result = (to_float(as_bits(word)) + 0.5f) * (odds + 1.0f) < odds * 4294967296.0f ? 1.0f - likely : likely;
         return x == x ? result : x;
@@ -111,7 +89,7 @@ struct SigmoidBernoulliBody {
             const float* bias = padded(sink.bias + e, count, 0.0f, bias_copy);
             float* out = count >= kChunk ? row.out + e : word_copy;
             for (int i = 0; i < kChunk; i += kLanes) {
-                give(out + i, sink.draw<F32>(take<F32>(x + i) * sink.scale + take<F32>(bias + i), take<F32>(words + i)));
+                store(out + i, sink.draw<F32>(load<F32>(x + i) * sink.scale + load<F32>(bias + i), load<F32>(words + i)));
             }
             if (count < kChunk) {
                 for (int64_t i = 0; i < count; ++i) row.out[e + i] = word_copy[i];
@@ -120,36 +98,58 @@ struct SigmoidBernoulliBody {
     }
 };
 
-// Σ ln(1 + e^x) = Σ max(x, 0) + ln Π (1 + e^-|x|), in double.
+// Σ ln(1 + e^x) = Σ max(x, 0) + ln Π (1 + e^-|x|): the sum in double, the product in 16 floats that are emptied in time.
 class SoftplusSum {
 public:
+    EBM_HD SoftplusSum() {
+        EBM_UNROLL for (int i = 0; i < kParts; ++i)
+            products_[i] = F32{} + 1.0f;
+    }
+
     // Of kChunk elements; an element of -1000 adds exactly nothing. `means`: sigmoid of x.
     EBM_HD void add(const float* x, float* means) {
-        EBM_UNROLL for (int part = 0; part < kChunk / kLanes; ++part) {
-            F32 v = take<F32>(x + part * kLanes);
-            F32 odds = exp_of<F32>(-magnitude_of<F32>(v));
+        EBM_UNROLL for (int i = 0; i < kParts; ++i) {
+            F32 v = load<F32>(x + i * kLanes);
+            F32 odds = exp_below<F32>(-magnitude_of<F32>(v));
             F32 whole = odds + 1.0f;
-            sums_.add(part, v > 0.0f ? v : F32{});
-            products_.multiply(part, whole);
-            give(means + part * kLanes, (v > 0.0f ? F32{} + 1.0f : odds) / whole);
+            F64 positive[kHalves];
+            to_double(v > 0.0f ? v : F32{}, positive);
+            EBM_UNROLL for (int j = 0; j < kHalves; ++j)
+                sums_[i * kHalves + j] += positive[j];
+            products_[i] *= whole;
+            store(means + i * kLanes, (v > 0.0f ? F32{} + 1.0f : odds) / whole);
         }
-        if (++chunks_ % 1000 == 0) fold();  // factors are at most 2
+        if (++chunks_ % 32 == 0) fold();  // a factor is at most 2, a product 2^32, and that of all sixteen 2^512
     }
 
     EBM_HD double value() {
         fold();
-        return sums_.total();
+        double all[kChunk];
+        memcpy(all, sums_, sizeof all);
+        return add_tree(all) + logs_;
     }
 
 private:
+    static constexpr int kParts = kChunk / kLanes;
+
     EBM_HD void fold() {
-        for (int i = 0; i < kChunk / kLanes * kHalves; ++i) {
-            sums_.sums[i] += -0.5 * neg_two_log(products_.sums[i]);
-            products_.sums[i] = F64{} + 1.0;
+        float all[kChunk];
+        memcpy(all, products_, sizeof all);
+        double product[kChunk];
+        for (int i = 0; i < kChunk; ++i) product[i] = static_cast<double>(all[i]);
+        EBM_UNROLL for (int half = kChunk / 2; half > 0; half /= 2) {
+            EBM_UNROLL for (int i = 0; i < half; ++i)
+                product[i] *= product[i + half];
         }
+        const F64 logs = neg_two_log(F64{} + product[0]);
+        logs_ += -0.5 * load<double>(reinterpret_cast<const double*>(&logs));
+        EBM_UNROLL for (int i = 0; i < kParts; ++i)
+            products_[i] = F32{} + 1.0f;
     }
 
-    Columns sums_{0.0}, products_{1.0};
+    F64 sums_[kParts * kHalves] = {};
+    F32 products_[kParts];
+    double logs_ = 0.0;
     int64_t chunks_ = 0;
 };
 
@@ -163,7 +163,7 @@ struct SoftplusSumBody {
             float x[kChunk], x_copy[kChunk], bias_copy[kChunk];
             const float* z = padded(logits + e, p.dim - e, 0.0f, x_copy);
             const float* bias = padded(p.bias + e, p.dim - e, -1000.0f, bias_copy);
-            for (int i = 0; i < kChunk; i += kLanes) give(x + i, take<F32>(z + i) * p.scale + take<F32>(bias + i));
+            for (int i = 0; i < kChunk; i += kLanes) store(x + i, load<F32>(z + i) * p.scale + load<F32>(bias + i));
             sum.add(x, x_copy);
         }
         p.out[chain] = sum.value();
@@ -172,28 +172,29 @@ struct SoftplusSumBody {
 
 // What a chain carries from one call to the next, in kRbmRecord doubles. Of two sides, `side` is of the present state.
 struct RbmRecord {
-    double accepted, acceptance, flips;  // in the order of RbmGwgColumn
-    double side;
-    double site;   // of the flip that waits, -1: none
-    double log_q;  // of its proposal
+    double accepted, acceptance, flips;  // these three are read by the caller
     double softplus[2];
-    double shift[2], total[2];  // log weights are shift + ln(balanced), and total is the sum of balanced
-    double columns[2][kChunk];  // sums over every 16th site
+    double log_q;                            // of the proposal that waits
+    float shift[2], total[2], log_total[2];  // log weights are shift + ln(balanced), and total is the sum of balanced
+    float columns[2][kChunk];                // sums over every 16th site
+    int64_t site;                            // of the proposal that waits, -1: none
+    int64_t side;
 };
 static_assert(sizeof(RbmRecord) <= kRbmRecord * sizeof(double), "a record is longer than its columns");
 
-// Log weight of a flip, ln g(e^d).
+// Log weight of a flip, ln g(e^d); below -1e38 whatever g is, where d is: such are the places that fill up a row.
 template <int kBalancing, class F>
 EBM_HD F balance(F d) {
     if (kBalancing == 1) return -softplus_of<F>(-d);
     if (kBalancing == 2) return d < 0.0f ? d : F{};
-    if (kBalancing == 3) return d > 0.0f ? d : F{};
+    if (kBalancing == 3) return (d > 0.0f) | (d < -1.0e38f) ? d : F{};
     return d * 0.5f;
 }
 
 // Gibbs-with-Gradients (Grathwohl et al. 2021, algorithm 1) on the free energy F(v) = -aᵀv - Σ softplus(b + vW), whose differences are
 // taken to first order: d_i = (1 - 2 v_i)(a_i + (sigmoid(b + vW) Wᵀ)_i). The inputs b + vW are exact sums of fixed-point numbers, hence
-// a function of v alone, however v was reached.
+// a function of v alone, however v was reached. Rows are filled up to whole chunks with sites that weigh nothing and hidden units that no
+// site sees: those add the same to every Σ softplus.
 template <int kBalancing>
 struct RbmGwgBody {
     RbmGwgParams p;
@@ -201,15 +202,21 @@ struct RbmGwgBody {
     EBM_HD void run(int64_t chain, void*) const {
         RbmRecord& record = *reinterpret_cast<RbmRecord*>(p.records + chain * kRbmRecord);
         if (p.step < 0) {
-            record.site = -1.0;
-            record.side = 1.0;  // the first weights go to side 0
+            record.site = -1;
+            record.side = 1;  // the first weights go to side 0
             record.softplus[0] = activate(chain, 0, 0);
             return;
         }
-        weigh(chain, record);
+        // Drawn first: these scalars are ready while the vectors of `weigh` still run.
         const PhiloxKey key = philox_key(static_cast<uint64_t>(p.key[0]));
-        judge(chain, record, key);
-        if (p.step < p.num_steps) propose(chain, record, key);
+        const uint64_t step = static_cast<uint64_t>(p.key[1] + p.step), id = static_cast<uint64_t>(p.key[2] + chain);
+        uint32_t acceptance[4], proposal[4];
+        philox_block(key, step - 1, id, 0, p.acceptance_stream, acceptance);
+        philox_block(key, step, id, 0, p.proposal_stream, proposal);
+        weigh(chain, record);
+        judge(chain, record, (static_cast<double>(acceptance[0]) + 0.5) * 2.3283064365386963e-10);
+        const uint64_t bits = (static_cast<uint64_t>(proposal[1]) << 32 | proposal[0]) >> 11;
+        if (p.step < p.num_steps) propose(chain, record, (static_cast<double>(bits) + 0.5) * 1.1102230246251565e-16);
     }
 
 private:
@@ -222,101 +229,69 @@ private:
         const int32_t* row = p.weight + site * p.num_hidden;
         SoftplusSum sum;
         for (int64_t e = 0; e < p.num_hidden; e += kChunk) {
-            const int64_t count = p.num_hidden - e;
-            int32_t z_copy[kChunk], w_copy[kChunk];
-            float x[kChunk], mean[kChunk];
-            const int32_t* z = padded(inputs + e, count, 0, z_copy);
-            const int32_t* w = padded(row + e, count, 0, w_copy);
+            float x[kChunk];
             for (int i = 0; i < kChunk; i += kLanes) {
-                I32 sum_of = take<I32>(z + i) + direction * take<I32>(w + i);
-                give(z_copy + i, sum_of);
-                give(x + i, to_float(sum_of) * p.unit);
+                I32 z = load<I32>(inputs + e + i) + direction * load<I32>(row + e + i);
+                store(inputs + e + i, z);
+                store(x + i, to_float(z) * p.unit);
             }
-            if (count >= kChunk) {
-                memcpy(inputs + e, z_copy, sizeof z_copy);
-                sum.add(x, means + e);
-            } else {
-                for (int64_t i = count; i < kChunk; ++i) x[i] = -1000.0f;
-                sum.add(x, mean);
-                for (int64_t i = 0; i < count; ++i) {
-                    inputs[e + i] = z_copy[i];
-                    means[e + i] = mean[i];
-                }
-            }
+            sum.add(x, means + e);
         }
         return sum.value();
     }
 
-    // The weights of all flips of the state as it stands, on the side that is not the present one.
-    EBM_HD void weigh(int64_t chain, RbmRecord& record) const {
-        const int side = 1 - static_cast<int>(record.side);
+    // The weights of all flips of the state as it stands, on the side that is not the present one, and the largest of their logs.
+    EBM_HD float weigh_with(int64_t chain, RbmRecord& record, float shift) const {
+        const int64_t side = 1 - record.side;
         const float* states = p.states + chain * p.num_visible;
         const float* pulls = p.pulls + chain * p.num_visible;
         float* balanced = p.balanced + (chain * 2 + side) * p.num_visible;
-        constexpr float none = -3.0e38f;
-        float largest[kChunk];
-        for (int i = 0; i < kChunk; ++i) largest[i] = none;
+        constexpr int kParts = kChunk / kLanes;
+        F32 largest[kParts], sums[kParts];
+        EBM_UNROLL for (int i = 0; i < kParts; ++i) {
+            largest[i] = F32{} - 3.0e38f;
+            sums[i] = F32{};
+        }
         for (int64_t e = 0; e < p.num_visible; e += kChunk) {
-            const int64_t count = p.num_visible - e;
-            float v_copy[kChunk], a_copy[kChunk], g_copy[kChunk];
-            const float* v = padded(states + e, count, 0.0f, v_copy);
-            const float* a = padded(p.visible_bias + e, count, 0.0f, a_copy);
-            const float* g = padded(pulls + e, count, 0.0f, g_copy);
-            float* logs = count >= kChunk ? balanced + e : g_copy;
-            for (int i = 0; i < kChunk; i += kLanes) {
-                F32 sign = 1.0f - 2.0f * take<F32>(v + i);
-                give(logs + i, balance<kBalancing, F32>(sign * (take<F32>(a + i) + take<F32>(g + i))));
-            }
-            if (count < kChunk) {
-                for (int64_t i = 0; i < count; ++i) balanced[e + i] = g_copy[i];
-                for (int64_t i = count; i < kChunk; ++i) g_copy[i] = none;
-            }
-            for (int i = 0; i < kChunk; i += kLanes) {
-                F32 l = take<F32>(logs + i), most = take<F32>(largest + i);
-                give(largest + i, l > most ? l : most);
+            EBM_UNROLL for (int part = 0; part < kParts; ++part) {
+                const int64_t i = e + part * kLanes;
+                F32 sign = 1.0f - 2.0f * load<F32>(states + i);
+                F32 log_weight = balance<kBalancing, F32>(sign * (load<F32>(p.visible_bias + i) + load<F32>(pulls + i)));
+                F32 weight = exp_below<F32>(log_weight - shift);
+                largest[part] = log_weight > largest[part] ? log_weight : largest[part];
+                sums[part] += weight;
+                store(balanced + i, weight);
             }
         }
-        for (int i = 1; i < kChunk; ++i) largest[0] = largest[i] > largest[0] ? largest[i] : largest[0];
-        Columns sums(0.0);
-        for (int64_t e = 0; e < p.num_visible; e += kChunk) {
-            const int64_t count = p.num_visible - e;
-            float copy[kChunk];
-            const float* logs = padded(balanced + e, count, none, copy);
-            float* w = count >= kChunk ? balanced + e : copy;
-            EBM_UNROLL for (int part = 0; part < kChunk / kLanes; ++part) {
-                F32 weights = exp_of<F32>(take<F32>(logs + part * kLanes) - largest[0]);
-                sums.add(part, weights);
-                give(w + part * kLanes, weights);
-            }
-            if (count < kChunk) {
-                for (int64_t i = 0; i < count; ++i) balanced[e + i] = copy[i];
-            }
-        }
-        memcpy(record.columns[side], sums.sums, sizeof record.columns[side]);
-        record.shift[side] = static_cast<double>(largest[0]);
-        record.total[side] = sums.total();
+        memcpy(record.columns[side], sums, sizeof sums);
+        record.shift[side] = shift;
+        record.total[side] = tree_sum(record.columns[side]);
+        record.log_total[side] = log_of<float>(record.total[side]);
+        float all[kChunk];
+        memcpy(all, largest, sizeof all);
+        for (int i = 1; i < kChunk; ++i) all[0] = all[i] > all[0] ? all[i] : all[0];
+        return all[0];
     }
 
-    EBM_HD static double log_of_total(double total) { return static_cast<double>(log_of<float>(static_cast<float>(total))); }
+    EBM_HD void weigh(int64_t chain, RbmRecord& record) const {
+        const float largest = weigh_with(chain, record, 0.0f);
+        if (!(largest < 60.0f && largest > -60.0f)) weigh_with(chain, record, largest);
+    }
 
-    EBM_HD void judge(int64_t chain, RbmRecord& record, const PhiloxKey& key) const {
-        const int old = static_cast<int>(record.side), proposed = 1 - old;
-        const int64_t site = static_cast<int64_t>(record.site);
+    EBM_HD void judge(int64_t chain, RbmRecord& record, double u) const {
+        const int64_t old = record.side, proposed = 1 - old, site = record.site;
         if (site < 0) {
             record.side = proposed;
             return;
         }
         float* states = p.states + chain * p.num_visible;
         const float a = p.visible_bias[site], v = states[site];
-        const double log_q = static_cast<double>(log_weight(v, a, p.pulls[chain * p.num_visible + site])) - record.shift[proposed] -
-                             log_of_total(record.total[proposed]);
+        const double log_q = static_cast<double>(log_weight(v, a, p.pulls[chain * p.num_visible + site]) - record.shift[proposed] -
+                                                 record.log_total[proposed]);
         const double gain = static_cast<double>((2.0f * v - 1.0f) * a) + record.softplus[proposed] - record.softplus[old];
         const double log_ratio = gain + log_q - record.log_q;
         const float ratio = log_ratio < 0.0 ? exp_of<float>(static_cast<float>(log_ratio)) : log_ratio == log_ratio ? 1.0f : 0.0f;
-        uint32_t words[4];
-        philox_block(key, static_cast<uint64_t>(p.key[1] + p.step - 1), static_cast<uint64_t>(p.key[2] + chain), 0, p.acceptance_stream,
-                     words);
-        const bool is_accepted = (static_cast<double>(words[0]) + 0.5) * 2.3283064365386963e-10 < static_cast<double>(ratio);
+        const bool is_accepted = u < static_cast<double>(ratio);
         record.accepted = is_accepted;
         record.acceptance += static_cast<double>(ratio);
         if (is_accepted) {
@@ -331,17 +306,16 @@ private:
         }
     }
 
-    EBM_HD void propose(int64_t chain, RbmRecord& record, const PhiloxKey& key) const {
-        const int side = static_cast<int>(record.side);
+    EBM_HD void propose(int64_t chain, RbmRecord& record, double u) const {
+        const int64_t side = record.side;
         const float* balanced = p.balanced + (chain * 2 + side) * p.num_visible;
-        uint32_t words[4];
-        philox_block(key, static_cast<uint64_t>(p.key[1] + p.step), static_cast<uint64_t>(p.key[2] + chain), 0, p.proposal_stream, words);
-        const uint64_t bits = (static_cast<uint64_t>(words[1]) << 32 | words[0]) >> 11;
-        double left = (static_cast<double>(bits) + 0.5) * 1.1102230246251565e-16 * record.total[side];
+        double left = u * static_cast<double>(record.total[side]);
         // Column by column, then down the column; what rounding may leave over falls to the last site of some weight.
         int column = 0;
-        while (column < kChunk - 1 && left >= record.columns[side][column]) left -= record.columns[side][column++];
-        while (record.columns[side][column] == 0.0) --column;
+        while (column < kChunk - 1 && left >= static_cast<double>(record.columns[side][column])) {
+            left -= static_cast<double>(record.columns[side][column++]);
+        }
+        while (record.columns[side][column] == 0.0f) --column;
         int64_t site = -1;
         for (int64_t i = column; i < p.num_visible; i += kChunk) {
             const double w = static_cast<double>(balanced[i]);
@@ -349,8 +323,8 @@ private:
             if (left < w) break;
             left -= w;
         }
-        record.site = static_cast<double>(site);
-        record.log_q = static_cast<double>(log_of<float>(balanced[site])) - log_of_total(record.total[side]);
+        record.site = site;
+        record.log_q = static_cast<double>(log_of<float>(balanced[site]) - record.log_total[side]);
         float& v = p.states[chain * p.num_visible + site];
         const int32_t direction = v > 0.5f ? -1 : 1;
         v = 1.0f - v;

@@ -28,11 +28,13 @@ struct SoftplusSumParams {
     Place place;
 };
 
-// The columns of a chain's record in RbmGwgParams that its caller reads, and how many columns there are.
-enum RbmGwgColumn : int { kRbmAccepted, kRbmAcceptance, kRbmFlips, kRbmOwn };
-constexpr int64_t kRbmRecord = 64;
+// Columns of a chain's record in RbmGwgParams. The caller reads the first three: 1 if the last flip was accepted, the sum of the
+// probabilities of acceptance, and the flips accepted.
+constexpr int64_t kRbmRecord = 32;
 
-// Between two products with the transposed weights: accept or undo the flip that was proposed before, and propose the next.
+// Between two products with the transposed weights: accept or undo the flip that was proposed before, and propose the next. num_visible
+// and num_hidden are multiples of kRbmChunk; in places that fill rows up, states, weight and hidden bias are 0, visible_bias is -3e38.
+constexpr int64_t kRbmChunk = 16;
 struct RbmGwgParams {
     float* states;              // (num_chains, num_visible), 0 or 1
     int32_t* inputs;            // (num_chains, num_hidden), b + vW in multiples of `unit`
@@ -49,7 +51,7 @@ struct RbmGwgParams {
     int64_t step;  // to be proposed; -1: only the means of the start; num_steps: only accept or undo
     int64_t num_steps;
     float unit;
-    int32_t balancing;  // of e^d: 0 sqrt, 1 d / (1 + d), 2 min(1, d), 3 max(1, d)
+    int32_t balancing;  // of t = e^d: 0 sqrt(t), 1 t / (1 + t), 2 min(1, t), 3 max(1, t)
     uint32_t proposal_stream;
     uint32_t acceptance_stream;
     Place place;

@@ -16,7 +16,7 @@ from torch.nn.functional import softplus
 
 from ebmcore import ops
 from ebmcore.discrete import NativeRun
-from ebmcore.ops.rbm import BALANCING, draw_layer, rbm_gwg_chain
+from ebmcore.ops.rbm import BALANCING, block_gibbs_chain, draw_layer, rbm_gwg_chain
 from ebmcore.ops.registration import key_tensor
 from ebmcore.types import Alphabet, Key, bounded_int
 
@@ -125,17 +125,32 @@ class BernoulliRBM(nn.Module):
 
     @torch.no_grad()
     def native_chain(
-        self, kernel: str, states: Tensor, key: Tensor, num_steps: int, *, num_flips: int = 1, balancing: str = "sqrt", **_: Any
+        self,
+        kernel: str,
+        states: Tensor,
+        key: Tensor,
+        num_steps: int,
+        *,
+        num_flips: int = 1,
+        balancing: str = "sqrt",
+        count_flips: bool = True,
+        **_: Any,
     ) -> NativeRun | None:
-        """`num_steps` of Gibbs-with-Gradients in place, with first-order differences and one matrix product a step.
+        """`num_steps` in place of "block_gibbs", or of "gwg" with first-order differences and one matrix product a step.
 
         None, and nothing written, for other kernels, for more than one flip, and unless states and parameters are float32 and finite.
+        `count_flips=False` spares "block_gibbs" the counting.
 
         Results depend on the number of chains by what matrix products round differently, and on nothing else.
         """
-        if kernel != "gwg" or num_flips != 1 or balancing not in BALANCING or states.dtype != torch.float32 or self.weight.dtype != torch.float32:
+        if states.dtype != torch.float32 or self.weight.dtype != torch.float32 or len(states) == 0:
             return None
-        result = rbm_gwg_chain(states, self.weight, self.visible_bias, self.hidden_bias, key, num_steps, balancing)
+        model = self.weight, self.visible_bias, self.hidden_bias
+        if kernel == "block_gibbs":
+            return NativeRun(None, None, block_gibbs_chain(states, *model, key, num_steps, count_flips))
+        if kernel != "gwg" or num_flips != 1 or balancing not in BALANCING:
+            return None
+        result = rbm_gwg_chain(states, *model, key, num_steps, balancing)
         return None if result is None else NativeRun(*result)
 
     def exact_log_z(self) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ebmcore import _native
 from ebmcore.ops.random import MAX_BLOCKS, Stream, uniform
@@ -136,6 +137,33 @@ def softplus_sum_reference(logits: Tensor, bias: Tensor | None = None, *, scale:
     return torch.logaddexp(x, x.new_zeros(())).sum(1)
 
 
+def block_gibbs_chain(
+    states: Tensor, weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor, key: Tensor, num_steps: int, count_flips: bool
+) -> Tensor:
+    """Steps of block Gibbs on a Bernoulli RBM's visible units, written into `states`. Arguments as `rbm_gwg_chain`.
+
+    Returns:
+        (num_chains,) int64: visible units that changed, summed over the steps; 0 unless `count_flips`.
+    """
+    num_flips = torch.zeros(len(states), dtype=torch.float64, device=states.device)
+    hidden_logits, hidden = states.new_empty(len(states), len(hidden_bias)), states.new_empty(len(states), len(hidden_bias))
+    visible_logits, present, following = torch.empty_like(states), states, torch.empty_like(states)
+    transposed, draw = weight.t(), _native.core.sigmoid_bernoulli
+    visible_bias, hidden_bias = visible_bias.contiguous(), hidden_bias.contiguous()
+    hidden_stream, visible_stream = int(Stream.HIDDEN), int(Stream.PROPOSAL)
+    for step_key in Key.from_tensor(key).steps(num_steps).unbind():
+        torch.mm(present, weight, out=hidden_logits)
+        draw(hidden, hidden_logits, hidden_bias, step_key, 1.0, hidden_stream)
+        torch.mm(hidden, transposed, out=visible_logits)
+        draw(following, visible_logits, visible_bias, step_key, 1.0, visible_stream)
+        if count_flips:
+            num_flips += torch.sub(following, present, out=visible_logits).abs_().sum(1)
+        present, following = following, present
+    if present is not states:
+        states.copy_(present)
+    return num_flips.long()
+
+
 def rbm_gwg_chain(
     states: Tensor, weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor, key: Tensor, num_steps: int, balancing: str
 ) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -157,24 +185,27 @@ def rbm_gwg_chain(
     """
     num_chains, num_visible = states.shape
     # A product in float64 of whole numbers below 2**53 is exact in any order of the additions.
-    exact = weight.double()
-    bound = (exact.abs().sum(0) + hidden_bias.double().abs()).max() + visible_bias.double().abs().max() * 0
-    largest = float(bound)
+    exact, exact_bias = weight.double(), hidden_bias.double()
+    largest = float((exact.abs().sum(0) + exact_bias.abs()).max() + visible_bias.double().abs().max() * 0)
     if not math.isfinite(largest):
         return None
-    power = 30 - max(math.frexp(largest)[1], -90)  # largest · 2**power <= 2**30
-    scale = 2.0**power
-    weight_units = (exact * scale).round_()
-    inputs = torch.addmm((hidden_bias.double() * scale).round_(), states.double(), weight_units).to(torch.int32)
+    scale = 2.0 ** (30 - max(math.frexp(largest)[1], -90))  # largest · scale <= 2**30
+    chunk = _native.core.RBM_CHUNK
+    pad_visible, pad_hidden = -num_visible % chunk, -len(hidden_bias) % chunk
+    weight_units = pad((exact * scale).round_(), (0, pad_hidden, 0, pad_visible))
+    padded = pad(states, (0, pad_visible))
+    inputs = torch.addmm(pad((exact_bias * scale).round_(), (0, pad_hidden)), padded.double(), weight_units).to(torch.int32)
     weight_units = weight_units.to(torch.int32)
-    means, pulls = states.new_empty(inputs.shape), torch.empty_like(states)
-    balanced = states.new_empty(num_chains, 2, num_visible)
+    transposed = pad(weight.T, (0, pad_visible, 0, pad_hidden)).contiguous()
+    bias = pad(visible_bias, (0, pad_visible), value=-3e38)
+    means, pulls = padded.new_empty(inputs.shape), torch.empty_like(padded)
+    balanced = padded.new_empty(num_chains, 2, padded.shape[1])
     records = torch.zeros(num_chains, _native.core.RBM_RECORD, dtype=torch.float64, device=states.device)
-    transposed, bias = weight.T, visible_bias.contiguous()
-    arguments = (states, inputs, means, pulls, balanced, records, weight_units, bias, key)
+    arguments = (padded, inputs, means, pulls, balanced, records, weight_units, bias, key)
     constants: tuple[Any, ...] = (num_steps, 1.0 / scale, BALANCING.index(balancing), int(Stream.PROPOSAL), int(Stream.ACCEPTANCE))
     for step in range(-1, num_steps + 1):
         if step >= 0:
             torch.mm(means, transposed, out=pulls)
         _native.core.rbm_gwg(*arguments, step, *constants)
+    states.copy_(padded[:, :num_visible])
     return records[:, 0] > 0, (records[:, 1] / num_steps).to(states.dtype), records[:, 2].long()

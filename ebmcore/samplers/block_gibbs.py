@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebmcore.discrete import BINARY, DiscreteInfo, DiscreteState, check_states, encode, start_energy
+from ebmcore.discrete import BINARY, DiscreteInfo, DiscreteState, NativeRun, check_states, encode, start_energy
 from ebmcore.gradients import check_state
 from ebmcore.types import STEP_BITS, Key, bounded_int
 
@@ -57,10 +57,7 @@ class BlockGibbs:
         visible, value = state.x, state.energy
         if num_steps > 0 and len(visible) > 0:
             visible = _encoded(energy, visible)
-            for key in state.key.steps(num_steps).unbind():
-                before = visible
-                visible = _sweep(energy, visible, key)
-                num_flips += (visible != before).sum(1)
+            visible, num_flips = _run(energy, visible, state.key, num_steps, count_flips=True)
             value = start_energy(energy, visible, "BlockGibbs")
         always = torch.ones(len(num_flips), dtype=torch.bool, device=num_flips.device)
         info = DiscreteInfo(~always, always, always.to(value.dtype), num_flips, value - state.energy)
@@ -71,15 +68,25 @@ class BlockGibbs:
         """Visible units after `num_steps` steps from x, the same as init and advance give; no energy is evaluated. Errors as `init`."""
         num_steps = bounded_int(num_steps, "num_steps", "BlockGibbs", high=2**STEP_BITS)
         visible = _own(energy, x)
-        if len(x) > 0:
-            for key in Key.from_seed(seed, x.device).steps(num_steps).unbind():
-                visible = _sweep(energy, visible, key)
+        key = Key.from_seed(seed, x.device)
+        if num_steps > 0 and len(x) > 0:
+            visible, _ = _run(energy, visible, key, num_steps, count_flips=False)
         return visible.to(x.dtype)
 
 
-def _sweep(energy: Any, visible: Tensor, key: Tensor) -> Tensor:
-    result: Tensor = energy.sample_visible(energy.sample_hidden(visible, key=key), key=key)
-    return result
+def _run(energy: Any, visible: Tensor, key: Key, num_steps: int, *, count_flips: bool) -> tuple[Tensor, Tensor]:
+    """Steps from `visible`, which is ours, and the visible units that changed in them."""
+    if hasattr(energy, "native_chain"):
+        native: NativeRun | None = energy.native_chain("block_gibbs", visible, key.tensor, num_steps, count_flips=count_flips)
+        if native is not None:
+            return visible, native.num_flips
+    num_flips = torch.zeros(len(visible), dtype=torch.int64, device=visible.device)
+    for step_key in key.steps(num_steps).unbind():
+        before = visible
+        visible = energy.sample_visible(energy.sample_hidden(before, key=step_key), key=step_key)
+        if count_flips:
+            num_flips += (visible != before).sum(1)
+    return visible, num_flips
 
 
 def _check_energy(energy: Any) -> None:
