@@ -21,8 +21,6 @@ struct IsingModel {
     bool has_one_field;
 };
 
-enum class Scan : int32_t { sweep, random };
-
 constexpr int kMaxLatticeDims = 3;
 
 struct IsingGibbsParams {
