@@ -8,9 +8,11 @@ import pytest
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
-@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL))
-def test_readme_block_runs(block: str, capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(block, "README.md", "exec"), {})
+def test_readme_blocks_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """One after another, as a reader would type them."""
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL):
+        exec(compile(block, "README.md", "exec"), names)
     assert "torch.Size([4, 64, 2])" in capsys.readouterr().out
 
 
