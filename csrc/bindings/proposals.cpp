@@ -18,7 +18,8 @@ TensorView differences_view(const py::object& differences, int64_t num_categorie
     if (d.dtype != Dtype::float32 && d.dtype != Dtype::float64)
         throw py::type_error(std::string(name) + ": differences must be float32 or float64");
     if (num_categories < 1 || d.dim < 1 || d.dim % num_categories != 0)
-        throw py::value_error(std::string(name) + ": differences must be (num_chains, num_sites) or (num_chains, num_sites, num_categories)");
+        throw py::value_error(std::string(name) +
+                              ": differences must be (num_chains, num_sites) or (num_chains, num_sites, num_categories)");
     return d;
 }
 
@@ -98,7 +99,8 @@ void accept_flips(const py::object& energy, const py::object& differences, const
 // What the tokens before or after are typed as; uint8 for the bools of two values.
 Dtype site_dtype(const py::object& sites, const char* name, const char* argument) {
     Dtype dtype = view(sites, name, argument).dtype;
-    if (dtype != Dtype::uint8 && dtype != Dtype::int64) throw py::type_error(std::string(name) + ": " + argument + " must be uint8 or int64");
+    if (dtype != Dtype::uint8 && dtype != Dtype::int64)
+        throw py::type_error(std::string(name) + ": " + argument + " must be uint8 or int64");
     return dtype;
 }
 

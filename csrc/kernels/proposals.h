@@ -40,6 +40,7 @@ struct Lanes {
 #endif
     static constexpr int kWidth = sizeof(V) / sizeof(C);
     static constexpr int kCount = static_cast<int>(kSumLanes) / kWidth;
+    static constexpr int kAtOnce = kCount < 4 ? 4 / kCount : 1;
 
     V v[kCount];
 
@@ -126,9 +127,12 @@ public:
         for (int64_t begin = 0, chunk = 0; begin < size; ++chunk) {
             L sums = L::filled(C(0));
             int64_t stop = begin + kSumChunk < size ? begin + kSumChunk : size;
-            for (; begin + kSumLanes <= stop; begin += kSumLanes) add_weights(L::at(d + begin), sums);
+            for (; begin + L::kAtOnce * kSumLanes <= stop; begin += L::kAtOnce * kSumLanes) add_weights<L::kAtOnce>(d + begin, sums);
+            for (; begin + kSumLanes <= stop; begin += kSumLanes) add_weights<1>(d + begin, sums);
             if (begin < stop) {
-                add_weights(L::part_of(d + begin, stop - begin), sums);
+                C rest[kSumLanes];
+                for (int i = 0; i < kSumLanes; ++i) rest[i] = begin + i < stop ? d[begin + i] : -C(kInfinity);
+                add_weights<1>(rest, sums);
                 begin = stop;
             }
             C values[kSumLanes];
@@ -191,9 +195,20 @@ public:
     }
 
 private:
-    EBM_HD void add_weights(const Lanes<C>& row, Lanes<C>& sums) const {
-        EBM_UNROLL for (int i = 0; i < Lanes<C>::kCount; ++i)
-            sums.v[i] = sums.v[i] + exp_of_negative(log_weight_(row.v[i]));
+    // kRows rows of lanes at once, so that the exponentials of one hide the latency of the others; summed in order.
+    template <int kRows>
+    EBM_HD void add_weights(const C* d, Lanes<C>& sums) const {
+        Lanes<C> rows[kRows];
+        EBM_UNROLL for (int j = 0; j < kRows; ++j)
+            rows[j] = Lanes<C>::at(d + j * kSumLanes);
+        EBM_UNROLL for (int j = 0; j < kRows; ++j) {
+            EBM_UNROLL for (int i = 0; i < Lanes<C>::kCount; ++i)
+                rows[j].v[i] = exp_of_negative(log_weight_(rows[j].v[i]));
+        }
+        EBM_UNROLL for (int j = 0; j < kRows; ++j) {
+            EBM_UNROLL for (int i = 0; i < Lanes<C>::kCount; ++i)
+                sums.v[i] = sums.v[i] + rows[j].v[i];
+        }
     }
 
     const C* d_;
@@ -368,11 +383,11 @@ public:
             int64_t stop = begin + kSumChunk < size ? begin + kSumChunk : size;
             C signs[kSumLanes];
             for (; begin + kSumLanes <= stop; begin += kSumLanes) {
-                for (int i = 0; i < kSumLanes; ++i) signs[i] = changes[begin + i] ? C(1) : C(-1);
+                for (int i = 0; i < kSumLanes; ++i) signs[i] = sign_of(changes[begin + i]);
                 add_sites(L::at(d + begin), L::at(signs), sums, products);
             }
             if (begin < stop) {  // past the end a difference of -inf that stays: probability 1
-                for (int i = 0; i < kSumLanes; ++i) signs[i] = begin + i < stop && changes[begin + i] ? C(1) : C(-1);
+                for (int i = 0; i < kSumLanes; ++i) signs[i] = sign_of(begin + i < stop ? changes[begin + i] : 0);
                 add_sites(L::part_of(d + begin, stop - begin), L::at(signs), sums, products);
                 begin = stop;
             }
@@ -389,6 +404,8 @@ public:
     double value;
 
 private:
+    static EBM_HD C sign_of(uint8_t is_changed) { return static_cast<C>(2 * static_cast<int32_t>(is_changed) - 1); }
+
     // ln sigmoid(chosen) = min(chosen, 0) - ln(1 + exp(-|z|)); the latter of several sites by one logarithm of the product.
     EBM_HD void add_sites(const Lanes<C>& row, const Lanes<C>& sign, Lanes<C>& sums, Lanes<C>& products) const {
         using V = typename Lanes<C>::V;

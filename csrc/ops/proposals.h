@@ -6,7 +6,8 @@
 
 namespace ebm {
 
-// Weights of changes are summed in kSumLanes running sums, each over kSumDepth elements at a time: a chunk. No instruction set changes that.
+// Weights of changes are summed in kSumLanes running sums, each over kSumDepth elements at a time: a chunk. No instruction set changes
+// that.
 constexpr int64_t kSumLanes = 16, kSumDepth = 16, kSumChunk = kSumLanes * kSumDepth;
 
 // Draws changes with probability ∝ g(exp(differences)): num_draws independent ones, or of different sites.
