@@ -13,6 +13,8 @@ EBM_BEGIN
 
 constexpr double kInfinity = __builtin_inf();
 
+EBM_HD double not_a_number() { return as_double(uint64_t{0x7ff8000000000000u}); }
+
 EBM_HD bool is_finite(double x) { return x - x == 0.0; }
 
 // Uniform on the midpoints of 2^52 intervals, from draw `draw` of a chain's step: two to a block.
@@ -38,6 +40,7 @@ struct Lanes {
 #endif
     static constexpr int kWidth = sizeof(V) / sizeof(C);
     static constexpr int kCount = static_cast<int>(kSumLanes) / kWidth;
+    static constexpr int kAtOnce = kCount < 4 ? 4 / kCount : 1;
 
     V v[kCount];
 
@@ -124,9 +127,12 @@ public:
         for (int64_t begin = 0, chunk = 0; begin < size; ++chunk) {
             L sums = L::filled(C(0));
             int64_t stop = begin + kSumChunk < size ? begin + kSumChunk : size;
-            for (; begin + kSumLanes <= stop; begin += kSumLanes) add_weights(L::at(d + begin), sums);
+            for (; begin + L::kAtOnce * kSumLanes <= stop; begin += L::kAtOnce * kSumLanes) add_weights<L::kAtOnce>(d + begin, sums);
+            for (; begin + kSumLanes <= stop; begin += kSumLanes) add_weights<1>(d + begin, sums);
             if (begin < stop) {
-                add_weights(L::part_of(d + begin, stop - begin), sums);
+                C rest[kSumLanes];
+                for (int i = 0; i < kSumLanes; ++i) rest[i] = begin + i < stop ? d[begin + i] : -C(kInfinity);
+                add_weights<1>(rest, sums);
                 begin = stop;
             }
             C values[kSumLanes];
@@ -145,7 +151,11 @@ public:
     // False if a difference is NaN or +inf, or none is above -inf.
     EBM_HD bool is_proper() const { return is_finite(static_cast<double>(top_)) && is_finite(total_); }
 
-    EBM_HD double log_prob(int64_t index) const { return static_cast<double>(log_weight_(d_[index])) - log_total_; }
+    // NaN for what is no change.
+    EBM_HD double log_prob(int64_t index) const {
+        if (index < 0 || index >= size_) return not_a_number();
+        return static_cast<double>(log_weight_(d_[index])) - log_total_;
+    }
 
     // The change at which the distribution function passes u, 0 < u < 1; one of weight 0 never. Rounding can carry the residual past
     // the end of a sum: then it is the last of positive weight.
@@ -185,9 +195,20 @@ public:
     }
 
 private:
-    EBM_HD void add_weights(const Lanes<C>& row, Lanes<C>& sums) const {
-        EBM_UNROLL for (int i = 0; i < Lanes<C>::kCount; ++i)
-            sums.v[i] = sums.v[i] + exp_of_negative(log_weight_(row.v[i]));
+    // kRows rows of lanes at once, so that the exponentials of one hide the latency of the others; summed in order.
+    template <int kRows>
+    EBM_HD void add_weights(const C* d, Lanes<C>& sums) const {
+        Lanes<C> rows[kRows];
+        EBM_UNROLL for (int j = 0; j < kRows; ++j)
+            rows[j] = Lanes<C>::at(d + j * kSumLanes);
+        EBM_UNROLL for (int j = 0; j < kRows; ++j) {
+            EBM_UNROLL for (int i = 0; i < Lanes<C>::kCount; ++i)
+                rows[j].v[i] = exp_of_negative(log_weight_(rows[j].v[i]));
+        }
+        EBM_UNROLL for (int j = 0; j < kRows; ++j) {
+            EBM_UNROLL for (int i = 0; i < Lanes<C>::kCount; ++i)
+                sums.v[i] = sums.v[i] + rows[j].v[i];
+        }
     }
 
     const C* d_;
@@ -199,8 +220,9 @@ private:
 };
 
 template <class C>
-EBM_HD void strike_out(C* d, int64_t index, int64_t num_categories) {
+EBM_HD void strike_out(C* d, int64_t index, int64_t size, int64_t num_categories) {
     int64_t begin = index / num_categories * num_categories;
+    if (index < 0 || index >= size) return;
     for (int64_t i = begin; i < begin + num_categories; ++i) d[i] = -C(kInfinity);
 }
 
@@ -231,7 +253,7 @@ struct ProposeFlips {
             C* left = copy_row(chunk_sums + chunks * kSumLanes, d, size);
             for (int64_t j = 0; j < p.num_draws; ++j) {
                 log_q += draw(Changes<kBalancing, C>(left, size, chunk_sums), chain, j, index);
-                strike_out(left, index[j], p.num_categories);
+                strike_out(left, index[j], size, p.num_categories);
             }
         }
         p.log_q[chain] = log_q;
@@ -239,7 +261,7 @@ struct ProposeFlips {
 
     EBM_HD double draw(const Changes<kBalancing, C>& changes, int64_t chain, int64_t j, int64_t* index) const {
         index[j] = 0;
-        if (!changes.is_proper()) return as_double(uint64_t{0x7ff8000000000000u});
+        if (!changes.is_proper()) return not_a_number();
         index[j] = changes.draw(uniform_draw(p.key, chain, j, p.stream));
         return changes.log_prob(index[j]);
     }
@@ -299,7 +321,7 @@ struct AcceptFlips {
                 Changes<kBalancing, C> changes(left, size, nullptr);
                 is_proper = is_proper && changes.is_proper();
                 log_q_back += changes.log_prob(back[j]);
-                strike_out(left, back[j], p.num_categories);
+                strike_out(left, back[j], size, p.num_categories);
             }
         }
         double log_ratio = (before - after) + (log_q_back - p.log_q[chain]);
@@ -357,18 +379,20 @@ public:
         double lane[kSumLanes];
         for (int i = 0; i < kSumLanes; ++i) lane[i] = 0.0;
         for (int64_t begin = 0; begin < size;) {
-            L sums = L::filled(C(0));
+            L sums = L::filled(C(0)), products = L::filled(C(1));  // of up to kSumDepth factors of at most 2
             int64_t stop = begin + kSumChunk < size ? begin + kSumChunk : size;
             C signs[kSumLanes];
             for (; begin + kSumLanes <= stop; begin += kSumLanes) {
-                for (int i = 0; i < kSumLanes; ++i) signs[i] = changes[begin + i] ? C(1) : C(-1);
-                add_sites(L::at(d + begin), L::at(signs), sums);
+                for (int i = 0; i < kSumLanes; ++i) signs[i] = sign_of(changes[begin + i]);
+                add_sites(L::at(d + begin), L::at(signs), sums, products);
             }
             if (begin < stop) {  // past the end a difference of -inf that stays: probability 1
-                for (int i = 0; i < kSumLanes; ++i) signs[i] = begin + i < stop && changes[begin + i] ? C(1) : C(-1);
-                add_sites(L::part_of(d + begin, stop - begin), L::at(signs), sums);
+                for (int i = 0; i < kSumLanes; ++i) signs[i] = sign_of(begin + i < stop ? changes[begin + i] : 0);
+                add_sites(L::part_of(d + begin, stop - begin), L::at(signs), sums, products);
                 begin = stop;
             }
+            EBM_UNROLL for (int i = 0; i < L::kCount; ++i)
+                sums.v[i] = sums.v[i] - log_of(products.v[i]);
             C values[kSumLanes];
             sums.put(values);
             for (int i = 0; i < kSumLanes; ++i) lane[i] += static_cast<double>(values[i]);
@@ -380,14 +404,17 @@ public:
     double value;
 
 private:
-    EBM_HD void add_sites(const Lanes<C>& row, const Lanes<C>& sign, Lanes<C>& sums) const {
+    static EBM_HD C sign_of(uint8_t is_changed) { return static_cast<C>(2 * static_cast<int32_t>(is_changed) - 1); }
+
+    // ln sigmoid(chosen) = min(chosen, 0) - ln(1 + exp(-|z|)); the latter of several sites by one logarithm of the product.
+    EBM_HD void add_sites(const Lanes<C>& row, const Lanes<C>& sign, Lanes<C>& sums, Lanes<C>& products) const {
         using V = typename Lanes<C>::V;
         EBM_UNROLL for (int i = 0; i < Lanes<C>::kCount; ++i) {
             V z = row.v[i] * C(0.5) - penalty_;
-            V correction = log_of(exp_of_negative(z > V{} ? -z : z) + C(1));
+            products.v[i] = products.v[i] * (exp_of_negative(z > V{} ? -z : z) + C(1));
             V chosen = z * sign.v[i];
             V excess = row.v[i] == V{} + C(kInfinity) ? row.v[i] - row.v[i] : V{};  // +inf must not come out as a number
-            sums.v[i] = sums.v[i] + ((chosen > V{} ? V{} : chosen) - correction + excess);
+            sums.v[i] = sums.v[i] + ((chosen > V{} ? V{} : chosen) + excess);
         }
     }
 
@@ -424,7 +451,11 @@ public:
     }
     EBM_HD C value(int64_t c) const { return c == present_ ? C(0) : d_[c] * C(0.5) - penalty_; }
     EBM_HD double weight(int64_t c) const { return static_cast<double>(exp_of_negative(value(c) - top_)); }
-    EBM_HD double log_prob(int64_t c) const { return static_cast<double>(value(c) - top_) - log_of(total_); }  // NaN: total_ is NaN
+    // NaN for what is no value.
+    EBM_HD double log_prob(int64_t c) const {
+        if (c < 0 || c >= num_categories_) return not_a_number();
+        return static_cast<double>(value(c) - top_) - log_of(total_);
+    }
     EBM_HD int64_t draw(double u) const {
         double rest = u * total_;
         int64_t last = present_;
@@ -457,7 +488,7 @@ struct ProposeTokens {
             SiteValues<C> values(static_cast<const C*>(p.differences) + i * p.num_categories, p.num_categories, old[site],
                                  static_cast<C>(p.penalty));
             int64_t chosen = values.is_proper() ? values.draw(uniform_draw(p.key, chain, site, p.stream)) : old[site];
-            log_q += values.is_proper() ? values.log_prob(chosen) : as_double(uint64_t{0x7ff8000000000000u});
+            log_q += values.is_proper() ? values.log_prob(chosen) : not_a_number();
             if (p.token_dtype == Dtype::uint8) {
                 static_cast<uint8_t*>(p.proposed)[i] = static_cast<uint8_t>(chosen);
             } else {
@@ -497,7 +528,7 @@ struct AcceptLangevin {
             TokenRow old = token_row(p.tokens, p.token_dtype, begin), present = token_row(p.proposed, p.token_dtype, begin);
             for (int64_t site = 0; site < p.num_sites; ++site) {
                 SiteValues<C> values(d + site * p.num_categories, p.num_categories, present[site], static_cast<C>(p.penalty));
-                log_q_back += values.is_proper() ? values.log_prob(old[site]) : as_double(uint64_t{0x7ff8000000000000u});
+                log_q_back += values.is_proper() ? values.log_prob(old[site]) : not_a_number();
             }
         }
         double log_ratio = (before - after) + (log_q_back - p.log_q[chain]);

@@ -50,8 +50,8 @@ def _workspace(differences: Tensor, with_replacement: bool) -> Tensor | None:
 
 def _new_verdict(differences: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     n, device = len(differences), differences.device
-    flags = torch.empty((2, n), dtype=torch.bool, device=device).unbind()
-    return flags[0], torch.empty(n, dtype=torch.float64, device=device), flags[1]
+    accepted, diverged = (torch.empty(n, dtype=torch.bool, device=device) for _ in range(2))
+    return accepted, torch.empty(n, dtype=torch.float64, device=device), diverged
 
 
 def _propose_flips(differences: Tensor, key: Tensor, num_flips: int, with_replacement: bool, balancing: int, stream: int) -> tuple[Tensor, Tensor]:
@@ -483,6 +483,6 @@ def accept_langevin_reference(
     log_q_back = law.gather(2, index[..., None])[..., 0].sum(1)
     log_ratio = (energy.double() - new_energy.double()) + (log_q_back - log_q)
     if not metropolis:
-        log_ratio = torch.where(log_ratio.isnan(), math.nan, 0.0)
+        log_ratio = torch.zeros_like(log_ratio).masked_fill(log_ratio.isnan(), math.nan)
     verdict = _judge(log_ratio, new_energy.isfinite() & ~log_q_back.isnan(), key, stream)
     return *_settled(verdict.is_accepted, energy, differences, new_energy, new_differences), verdict

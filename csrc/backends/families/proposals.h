@@ -18,10 +18,8 @@ Status for_each_balanced(const Params& p) {
             return for_each_chain(Body<Balancing::sqrt, C>{p}, p.num_chains, row_grain(size), bytes, p.workspace, p.place);
         case Balancing::barker:
             return for_each_chain(Body<Balancing::barker, C>{p}, p.num_chains, row_grain(size), bytes, p.workspace, p.place);
-        case Balancing::min:
-            return for_each_chain(Body<Balancing::min, C>{p}, p.num_chains, row_grain(size), bytes, p.workspace, p.place);
-        case Balancing::max:
-            return for_each_chain(Body<Balancing::max, C>{p}, p.num_chains, row_grain(size), bytes, p.workspace, p.place);
+        case Balancing::min: return for_each_chain(Body<Balancing::min, C>{p}, p.num_chains, row_grain(size), bytes, p.workspace, p.place);
+        case Balancing::max: return for_each_chain(Body<Balancing::max, C>{p}, p.num_chains, row_grain(size), bytes, p.workspace, p.place);
     }
     return "no such balancing function";
 }
