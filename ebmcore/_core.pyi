@@ -3,11 +3,13 @@ Native CPU ops of ebmcore, and the doors to the CUDA ones. Private: use ebmcore.
 """
 
 from __future__ import annotations
+import collections.abc
 import typing
 import typing_extensions
 
 __all__: list[str] = [
     "NORM_SEGMENT",
+    "RBM_RECORD",
     "accept_flips",
     "accept_langevin",
     "bernoulli",
@@ -15,15 +17,28 @@ __all__: list[str] = [
     "cpu_targets",
     "flip_scratch_bytes",
     "get_num_threads",
+    "ising_energy",
+    "ising_gibbs",
+    "ising_gwg",
+    "ising_gwg_scratch",
+    "ising_metropolis",
     "langevin_step",
     "normal",
     "philox",
+    "potts_gibbs",
+    "potts_gwg",
+    "potts_gwg_scratch",
+    "potts_metropolis",
     "propose_flips",
     "propose_langevin",
     "rademacher",
+    "rbm_gwg",
     "set_cpu_target",
     "set_cuda_table",
     "set_num_threads",
+    "sigmoid_bernoulli",
+    "softplus_sum",
+    "swendsen_wang",
     "thread_pool",
     "uniform",
 ]
@@ -75,6 +90,51 @@ def flip_scratch_bytes(
     num_changes: typing.SupportsInt | typing.SupportsIndex, element_size: typing.SupportsInt | typing.SupportsIndex, with_replacement: bool
 ) -> int: ...
 def get_num_threads() -> int: ...
+def ising_energy(
+    spins: typing.Any,
+    model: tuple,
+    sides: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    energies: typing.Any,
+    fields: typing.Any,
+) -> None: ...
+def ising_gibbs(
+    spins: typing.Any,
+    key: typing.Any,
+    model: tuple,
+    order: typing.Any,
+    colour_offsets: typing.Any,
+    sides: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    num_steps: typing.SupportsInt | typing.SupportsIndex,
+    is_random: bool,
+    num_flips: typing.Any,
+) -> None: ...
+def ising_gwg(
+    spins: typing.Any,
+    key: typing.Any,
+    model: tuple,
+    num_steps: typing.SupportsInt | typing.SupportsIndex,
+    balancing: typing.SupportsInt | typing.SupportsIndex,
+    is_accepted: typing.Any,
+    acceptance_sums: typing.Any,
+    num_flips: typing.Any,
+    workspace: typing.Any,
+) -> None: ...
+def ising_gwg_scratch(num_sites: typing.SupportsInt | typing.SupportsIndex, max_degree: typing.SupportsInt | typing.SupportsIndex) -> int:
+    """
+    Bytes of scratch of a chain.
+    """
+
+def ising_metropolis(
+    spins: typing.Any,
+    key: typing.Any,
+    model: tuple,
+    num_steps: typing.SupportsInt | typing.SupportsIndex,
+    balancing: typing.SupportsInt | typing.SupportsIndex,
+    is_accepted: typing.Any,
+    acceptance_sums: typing.Any,
+    num_flips: typing.Any,
+    workspace: typing.Any,
+) -> None: ...
 def langevin_step(
     out: typing.Any,
     x: typing.Any,
@@ -94,6 +154,80 @@ def normal(
 ) -> None: ...
 def philox(
     out: typing.Any, key: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex, first_block: typing.SupportsInt | typing.SupportsIndex
+) -> None: ...
+def potts_gibbs(
+    states: typing.Any,
+    key: typing.Any,
+    offsets: typing.Any,
+    neighbours: typing.Any,
+    couplings: typing.Any,
+    coupling_stride: typing.SupportsInt | typing.SupportsIndex,
+    is_table: bool,
+    is_bounded: bool,
+    reverse: typing.Any,
+    fields: typing.Any,
+    num_categories: typing.SupportsInt | typing.SupportsIndex,
+    unit: typing.Any,
+    order: typing.Any,
+    scan: typing.SupportsInt | typing.SupportsIndex,
+    balancing: typing.SupportsInt | typing.SupportsIndex,
+    max_degree: typing.SupportsInt | typing.SupportsIndex,
+    num_steps: typing.SupportsInt | typing.SupportsIndex,
+    is_accepted: typing.Any,
+    acceptance_prob: typing.Any,
+    num_flips: typing.Any,
+    workspace: typing.Any,
+) -> None: ...
+def potts_gwg(
+    states: typing.Any,
+    key: typing.Any,
+    offsets: typing.Any,
+    neighbours: typing.Any,
+    couplings: typing.Any,
+    coupling_stride: typing.SupportsInt | typing.SupportsIndex,
+    is_table: bool,
+    is_bounded: bool,
+    reverse: typing.Any,
+    fields: typing.Any,
+    num_categories: typing.SupportsInt | typing.SupportsIndex,
+    unit: typing.Any,
+    order: typing.Any,
+    scan: typing.SupportsInt | typing.SupportsIndex,
+    balancing: typing.SupportsInt | typing.SupportsIndex,
+    max_degree: typing.SupportsInt | typing.SupportsIndex,
+    num_steps: typing.SupportsInt | typing.SupportsIndex,
+    is_accepted: typing.Any,
+    acceptance_prob: typing.Any,
+    num_flips: typing.Any,
+    workspace: typing.Any,
+) -> None: ...
+def potts_gwg_scratch(
+    num_sites: typing.SupportsInt | typing.SupportsIndex,
+    num_categories: typing.SupportsInt | typing.SupportsIndex,
+    max_degree: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
+def potts_metropolis(
+    states: typing.Any,
+    key: typing.Any,
+    offsets: typing.Any,
+    neighbours: typing.Any,
+    couplings: typing.Any,
+    coupling_stride: typing.SupportsInt | typing.SupportsIndex,
+    is_table: bool,
+    is_bounded: bool,
+    reverse: typing.Any,
+    fields: typing.Any,
+    num_categories: typing.SupportsInt | typing.SupportsIndex,
+    unit: typing.Any,
+    order: typing.Any,
+    scan: typing.SupportsInt | typing.SupportsIndex,
+    balancing: typing.SupportsInt | typing.SupportsIndex,
+    max_degree: typing.SupportsInt | typing.SupportsIndex,
+    num_steps: typing.SupportsInt | typing.SupportsIndex,
+    is_accepted: typing.Any,
+    acceptance_prob: typing.Any,
+    num_flips: typing.Any,
+    workspace: typing.Any,
 ) -> None: ...
 def propose_flips(
     index: typing.Any,
@@ -120,13 +254,52 @@ def propose_langevin(
 def rademacher(
     out: typing.Any, key: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex, first_block: typing.SupportsInt | typing.SupportsIndex
 ) -> None: ...
+def rbm_gwg(
+    states: typing.Any,
+    inputs: typing.Any,
+    means: typing.Any,
+    pulls: typing.Any,
+    balanced: typing.Any,
+    records: typing.Any,
+    weight: typing.Any,
+    visible_bias: typing.Any,
+    key: typing.Any,
+    step: typing.SupportsInt | typing.SupportsIndex,
+    num_steps: typing.SupportsInt | typing.SupportsIndex,
+    unit: typing.SupportsFloat | typing.SupportsIndex,
+    balancing: typing.SupportsInt | typing.SupportsIndex,
+    proposal_stream: typing.SupportsInt | typing.SupportsIndex,
+    acceptance_stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
 def set_cpu_target(name: str) -> None: ...
 def set_cuda_table(table: typing_extensions.CapsuleType) -> None: ...
 def set_num_threads(num_threads: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+def sigmoid_bernoulli(
+    out: typing.Any,
+    logits: typing.Any,
+    bias: typing.Any,
+    key: typing.Any,
+    scale: typing.SupportsFloat | typing.SupportsIndex,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def softplus_sum(out: typing.Any, logits: typing.Any, bias: typing.Any, scale: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+def swendsen_wang(
+    states: typing.Any,
+    key: typing.Any,
+    edges: typing.Any,
+    bond_probs: typing.Any,
+    fields: typing.Any,
+    num_categories: typing.SupportsInt | typing.SupportsIndex,
+    num_steps: typing.SupportsInt | typing.SupportsIndex,
+    num_flips: typing.Any,
+    workspace: typing.Any,
+    scratch_bytes: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
 def thread_pool() -> str: ...
 def uniform(
     out: typing.Any, key: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex, first_block: typing.SupportsInt | typing.SupportsIndex
 ) -> None: ...
 
 NORM_SEGMENT: int = 8192
+RBM_RECORD: int = 64
 __version__: str = "0.1.0"

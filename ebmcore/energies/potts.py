@@ -114,16 +114,16 @@ class Potts(nn.Module):
         """x: integer tokens (num_chains, *event_shape). Returns the energies, (num_chains,)."""
         tokens = self._tokens(x, "forward")
         first, second = self.graph.on("edges", x.device).unbind(1)
-        a, b, q = tokens[:, first], tokens[:, second], self.alphabet.num_categories
+        a, b = tokens.index_select(1, first), tokens.index_select(1, second)
         if self.coupling.dim() == 0:
             pairs = (a == b).sum(1) * self.coupling
         elif self.coupling.dim() == 1:
             pairs = (a == b).to(self.coupling.dtype) @ self.coupling
         else:
-            places = a.long() * q + b
+            places = a.long().mul_(self.alphabet.num_categories).add_(b)
             if self.coupling.dim() == 3:
-                places += torch.arange(len(first), device=x.device) * q * q
-            pairs = self._symmetric().flatten()[places].sum(1)
+                places.add_(torch.arange(len(first), device=x.device) * self.alphabet.num_categories**2)
+            pairs = self._symmetric().flatten().index_select(0, places.flatten()).view_as(places).sum(1)
         return -pairs - self._own_fields(tokens).sum(1)
 
     def conditional_logits(self, x: Tensor) -> Tensor:

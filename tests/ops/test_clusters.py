@@ -155,3 +155,8 @@ def test_wrong_dtypes_and_sizes() -> None:
         ops.swendsen_wang_(torch.ones(4, 2, dtype=torch.int8), edges, torch.ones(3), None, key=Key(1), num_steps=1)
     with pytest.raises(ValueError, match="fields"):
         ops.swendsen_wang_(torch.ones(4, 2, dtype=torch.int8), edges, one, torch.ones(3), key=Key(1), num_steps=1)
+
+
+def test_opcheck() -> None:
+    rest = (Key(1).tensor, torch.tensor([[0, 1]]), torch.tensor([0.5], dtype=torch.float64), None, 2, 3)
+    torch.library.opcheck(torch.ops.ebmcore.swendsen_wang.default, (torch.ones(4, 2, dtype=torch.int8), *rest))
