@@ -166,7 +166,7 @@ def draw(path: Path, panels: dict[str, Tensor]) -> None:
         side = math.isqrt(len(framed))
         height, width = framed.shape[1:]
         grid = framed[: side * side].reshape(side, side, height, width).transpose(1, 2).reshape(side * height, side * width)
-        axes.imshow(grid, cmap="gray")
+        axes.imshow(grid.numpy(), cmap="gray")
         axes.set_title(title)
         axes.set_axis_off()
     figure.savefig(path, dpi=110)

@@ -152,13 +152,13 @@ def draw(path: Path, energy: Potts, target: Tensor, found: Tensor, data_single: 
 
     figure = Figure(figsize=(14, 4.5), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    left.hexbin(target.flatten(), found.flatten(), gridsize=120, bins="log", mincnt=1)
+    left.hexbin(target.flatten().numpy(), found.flatten().numpy(), gridsize=120, bins="log", mincnt=1)
     left.axline((0, 0), slope=1, color="k", lw=0.5)
     left.set(xlabel="C_ij(a, b) of the reweighted alignment", ylabel="of fresh samples", title=f"Pearson {pearson(target, found):.3f}")
     middle.plot(data_single.flatten(), single.flatten(), ".", ms=3)
     middle.axline((0, 0), slope=1, color="k", lw=0.5)
     middle.set(xlabel="f_i(a) of the reweighted alignment", ylabel="of fresh samples", title=f"Pearson {pearson(data_single, single):.4f}")
-    right.imshow(contacts(energy).clamp(min=0), cmap="Greys", origin="lower")
+    right.imshow(contacts(energy).clamp(min=0).numpy(), cmap="Greys", origin="lower")
     right.set(xlabel="column", ylabel="column", title="coupling strength (average product corrected)")
     figure.savefig(path, dpi=110)
 

@@ -81,8 +81,8 @@ def eager_step(energy: Callable[[Tensor], Tensor], x: Tensor, num_categories: in
     change_back = x * is_site
     with torch.no_grad():
         log_ratio = energy(x) - energy(x_new) + backward.log_prob(change_back) - forward.log_prob(change)
-        is_accepted = (torch.rand_like(log_ratio) < log_ratio.exp()).float()[:, None]
-    return x_new * is_accepted + x * (1 - is_accepted)
+        is_accepted = torch.rand_like(log_ratio) < log_ratio.exp()
+    return torch.where(is_accepted[:, None], x_new, x)
 
 
 def tuned_steps(tokens: Tensor, neighbours: Tensor, num_categories: int, num_steps: int) -> Tensor:

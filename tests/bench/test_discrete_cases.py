@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ebmcore.bench import timing
-from ebmcore.bench.cases import gibbs, gwg, potts
+from ebmcore.bench.cases import gibbs, gwg, potts, proposal
 from ebmcore.bench.checks import check_carried_energies, check_stationarity
 from ebmcore.energies import Ising, Potts
 from ebmcore.samplers import GibbsWithGradients
@@ -55,6 +55,7 @@ def small(case: timing.Case, name: str, spec: Any) -> timing.NamedProblem:
         (gwg.CASE, (gwg.random_graph, 40, 5, 40)),
         (potts.CASE, (5, 3)),
         (potts.CASE, (4, 20)),
+        (proposal.CASE, 5),
     ],
 )
 def test_checks_pass_and_every_row_runs(case: timing.Case, spec: Any) -> None:
