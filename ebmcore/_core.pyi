@@ -9,6 +9,7 @@ import typing_extensions
 
 __all__: list[str] = [
     "NORM_SEGMENT",
+    "RBM_CHUNK",
     "RBM_RECORD",
     "accept_flips",
     "accept_langevin",
@@ -92,7 +93,7 @@ def flip_scratch_bytes(
 def get_num_threads() -> int: ...
 def ising_energy(
     spins: typing.Any,
-    model: tuple,
+    model: tuple[typing.Any, typing.Any, typing.Any, typing.Any, typing.Any, typing.SupportsInt | typing.SupportsIndex],
     sides: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
     energies: typing.Any,
     fields: typing.Any,
@@ -100,7 +101,7 @@ def ising_energy(
 def ising_gibbs(
     spins: typing.Any,
     key: typing.Any,
-    model: tuple,
+    model: tuple[typing.Any, typing.Any, typing.Any, typing.Any, typing.Any, typing.SupportsInt | typing.SupportsIndex],
     order: typing.Any,
     colour_offsets: typing.Any,
     sides: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
@@ -111,7 +112,7 @@ def ising_gibbs(
 def ising_gwg(
     spins: typing.Any,
     key: typing.Any,
-    model: tuple,
+    model: tuple[typing.Any, typing.Any, typing.Any, typing.Any, typing.Any, typing.SupportsInt | typing.SupportsIndex],
     num_steps: typing.SupportsInt | typing.SupportsIndex,
     balancing: typing.SupportsInt | typing.SupportsIndex,
     is_accepted: typing.Any,
@@ -127,7 +128,7 @@ def ising_gwg_scratch(num_sites: typing.SupportsInt | typing.SupportsIndex, max_
 def ising_metropolis(
     spins: typing.Any,
     key: typing.Any,
-    model: tuple,
+    model: tuple[typing.Any, typing.Any, typing.Any, typing.Any, typing.Any, typing.SupportsInt | typing.SupportsIndex],
     num_steps: typing.SupportsInt | typing.SupportsIndex,
     balancing: typing.SupportsInt | typing.SupportsIndex,
     is_accepted: typing.Any,
@@ -301,5 +302,6 @@ def uniform(
 ) -> None: ...
 
 NORM_SEGMENT: int = 8192
-RBM_RECORD: int = 64
+RBM_CHUNK: int = 16
+RBM_RECORD: int = 32
 __version__: str = "0.1.0"

@@ -1,6 +1,7 @@
 // Ising models.
 #include <pybind11/stl.h>
 
+#include <tuple>
 #include <vector>
 
 #include "tensor.h"
@@ -26,18 +27,20 @@ TensorView spins_view(const py::handle& spins, const char* op) {
     return s;
 }
 
-// model: (offsets, neighbours, couplings, field, unit, max_degree); offsets and neighbours may be None where sides are given.
-IsingModel model_of(const py::tuple& model, const TensorView& s, const char* op) {
+// (offsets, neighbours, couplings, field, unit, max_degree); offsets and neighbours may be None where sides are given.
+using ModelTuple = std::tuple<py::object, py::object, py::object, py::object, py::object, int64_t>;
+
+IsingModel model_of(const ModelTuple& model, const TensorView& s, const char* op) {
     IsingModel m{};
     m.num_sites = s.dim;
-    m.offsets = pointer<int64_t>(model[0], Dtype::int64, s.dim + 1, s, op, "offsets");
-    m.neighbours = pointer<int32_t>(model[1], Dtype::int32, -1, s, op, "neighbours");
-    m.couplings = pointer<int32_t>(model[2], Dtype::int32, -1, s, op, "couplings");
-    m.field = pointer<int32_t>(model[3], Dtype::int32, -1, s, op, "field");
-    m.unit = pointer<double>(model[4], Dtype::float64, 1, s, op, "unit");
-    m.max_degree = model[5].cast<int64_t>();
-    int64_t num_entries = model[1].is_none() ? -1 : view(model[1], op, "neighbours").numel();
-    int64_t num_couplings = view(model[2], op, "couplings").numel(), num_fields = view(model[3], op, "field").numel();
+    m.offsets = pointer<int64_t>(std::get<0>(model), Dtype::int64, s.dim + 1, s, op, "offsets");
+    m.neighbours = pointer<int32_t>(std::get<1>(model), Dtype::int32, -1, s, op, "neighbours");
+    m.couplings = pointer<int32_t>(std::get<2>(model), Dtype::int32, -1, s, op, "couplings");
+    m.field = pointer<int32_t>(std::get<3>(model), Dtype::int32, -1, s, op, "field");
+    m.unit = pointer<double>(std::get<4>(model), Dtype::float64, 1, s, op, "unit");
+    m.max_degree = std::get<5>(model);
+    int64_t num_entries = std::get<1>(model).is_none() ? -1 : view(std::get<1>(model), op, "neighbours").numel();
+    int64_t num_couplings = view(std::get<2>(model), op, "couplings").numel(), num_fields = view(std::get<3>(model), op, "field").numel();
     m.has_one_coupling = num_couplings == 1 && num_entries != 1;
     m.has_one_field = num_fields == 1;
     if (!m.has_one_coupling && num_couplings != num_entries)
@@ -47,13 +50,13 @@ IsingModel model_of(const py::tuple& model, const TensorView& s, const char* op)
 }
 
 template <class Params>
-void set_sides(Params& p, const std::vector<int64_t>& sides, const py::tuple& model, const char* op) {
+void set_sides(Params& p, const std::vector<int64_t>& sides, const ModelTuple& model, const char* op) {
     if (sides.size() > kMaxLatticeDims) throw py::value_error(std::string(op) + ": sides must be at most 3");
     int64_t product = 1;
     for (size_t d = 0; d < sides.size(); ++d) product *= p.sides[d] = sides[d];
     p.num_dims = static_cast<int32_t>(sides.size());
     if (p.num_dims ? product != p.model.num_sites || !p.model.has_one_coupling || !p.model.has_one_field
-                   : model[0].is_none() || model[1].is_none())
+                   : std::get<0>(model).is_none() || std::get<1>(model).is_none())
         throw py::value_error(std::string(op) + ": the model needs neighbour lists, or sides, one coupling and one field");
 }
 
@@ -69,7 +72,7 @@ void call(Status (*OpTable::*op)(const Params&), const Params& p, const TensorVi
     check_status(status, name);
 }
 
-void ising_gibbs(const py::object& spins, const py::object& key, const py::tuple& model, const py::object& order,
+void ising_gibbs(const py::object& spins, const py::object& key, const ModelTuple& model, const py::object& order,
                  const py::object& colour_offsets, const std::vector<int64_t>& sides, int64_t num_steps, bool is_random,
                  const py::object& num_flips) {
     const char* name = "ising_gibbs";
@@ -93,7 +96,7 @@ template <Status (*OpTable::*op)(const IsingChainParams&)>
 void define_chain(py::module_& m, const char* name) {
     m.def(
         name,
-        [name](const py::object& spins, const py::object& key, const py::tuple& model, int64_t num_steps, int32_t balancing,
+        [name](const py::object& spins, const py::object& key, const ModelTuple& model, int64_t num_steps, int32_t balancing,
                const py::object& is_accepted, const py::object& acceptance_sums, const py::object& num_flips, const py::object& workspace) {
             TensorView s = spins_view(spins, name);
             IsingChainParams p{};
@@ -103,7 +106,8 @@ void define_chain(py::module_& m, const char* name) {
             p.num_flips = pointer<int64_t>(num_flips, Dtype::int64, s.num_chains, s, name, "num_flips");
             p.key = key_pointer(key, s, name);
             p.model = model_of(model, s, name);
-            if (model[0].is_none() || model[1].is_none()) throw py::value_error(std::string(name) + ": the model needs neighbour lists");
+            if (std::get<0>(model).is_none() || std::get<1>(model).is_none())
+                throw py::value_error(std::string(name) + ": the model needs neighbour lists");
             p.num_chains = s.num_chains;
             p.num_steps = num_steps;
             p.balancing = static_cast<Balancing>(balancing);
@@ -115,7 +119,7 @@ void define_chain(py::module_& m, const char* name) {
         py::arg("acceptance_sums"), py::arg("num_flips"), py::arg("workspace"));
 }
 
-void ising_energy(const py::object& spins, const py::tuple& model, const std::vector<int64_t>& sides, const py::object& energies,
+void ising_energy(const py::object& spins, const ModelTuple& model, const std::vector<int64_t>& sides, const py::object& energies,
                   const py::object& fields) {
     const char* name = "ising_energy";
     TensorView s = spins_view(spins, name);
