@@ -9,6 +9,7 @@ void langevin_step(const py::object& out, const py::object& x, const py::object&
                    const py::object& workspace, uint32_t stream) {
     const char* name = "langevin_step";
     TensorView xv = view(x, name, "x"), gv = view(grad, name, "grad"), ov = view(out, name, "out");
+    require_floating(xv, name, "x");
     check_same(gv, xv, name, "grad");
     check_same(ov, xv, name, "out");
     LangevinStepParams p{};

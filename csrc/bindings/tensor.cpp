@@ -153,6 +153,10 @@ TensorView view(const py::handle& array, const char* op, const char* argument) {
     return out;
 }
 
+void require_floating(const TensorView& tensor, const char* op, const char* argument) {
+    if (tensor.dtype > Dtype::float16) fail_type(op, argument, "has a dtype that this op does not take: it must be floating");
+}
+
 const int64_t* key_pointer(const py::handle& key, const TensorView& like, const char* op) {
     TensorView k = view(key, op, "key");
     if (k.dtype != Dtype::int64) fail_type(op, "key", "must be int64");

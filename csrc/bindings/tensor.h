@@ -29,7 +29,10 @@ struct TensorView {
 // Reads `array`; TypeError / ValueError name `op` and `argument`. Only contiguous tensors on the CPU or a CUDA device pass.
 TensorView view(const py::handle& array, const char* op, const char* argument);
 
-// The same, of a key on the same device as `like`.
+// TypeError unless `tensor` is of float32, float64, bfloat16 or float16.
+void require_floating(const TensorView& tensor, const char* op, const char* argument);
+
+// Seed, step and first chain of a key on the same device as `like`.
 const int64_t* key_pointer(const py::handle& key, const TensorView& like, const char* op);
 
 // `other` must have the dtype, shape and device of `like`.
