@@ -134,7 +134,7 @@ def test_from_data():
     rbm = BernoulliRBM.from_data(data, 4, smoothing=0.5)
     torch.testing.assert_close(rbm.visible_bias.detach(), torch.tensor([math.log(4.5 / 0.5), math.log(0.5 / 4.5), 0.0]))
     assert rbm.weight.shape == (3, 4)
-    assert 0 < float(rbm.weight.abs().max()) < 0.1
+    assert 0 < float(rbm.weight.detach().abs().max()) < 0.1
     gaussian = GaussianRBM.from_data(torch.tensor([[1.0, 5], [3, 9]]), 4)
     torch.testing.assert_close(gaussian.visible_bias.detach(), torch.tensor([2.0, 7]))
     torch.testing.assert_close(gaussian.sigma.detach(), torch.tensor([1.0, 2]))

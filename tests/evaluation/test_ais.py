@@ -32,7 +32,7 @@ def test_moments_of_the_log_weights(index, dtype):
     rbm = rbm_of(numbers["W"], numbers["b"], numbers["c"], dtype)
     base = torch.tensor(numbers["base_visible_bias"])
     for wanted in numbers["ais"][:3]:
-        n, num_steps = 50_000, wanted["K"]
+        n, num_steps = 20_000, wanted["K"]
         result = ais(rbm, num_chains=n, betas=num_steps, base_visible_bias=base, seed=num_steps)
         assert result.log_weights.dtype == torch.float64
         mean, variance = wanted["E_log_w_plus_lnZbase"], wanted["var_log_w"]
@@ -50,9 +50,9 @@ def test_log_z_within_its_own_error_bar(index, device):
     numbers, arrays = truth("rbm")["bernoulli"][index], truth_arrays("rbm")
     name = numbers["name"]
     rbm = rbm_of(arrays[f"{name}__W"], arrays[f"{name}__b"], arrays[f"{name}__c"]).to(device)
-    result = ais(rbm, num_chains=500, betas=1000, seed=1)
+    result = ais(rbm, num_chains=200, betas=500, seed=1)
     assert abs(result.log_z - numbers["lnZ"]) < 3 * result.standard_error
-    assert result.standard_error < 0.02
+    assert result.standard_error < 0.05
 
 
 def test_the_base_alone():

@@ -20,7 +20,8 @@ from support.truths import truth, truth_arrays
 
 def small_rbm(index: int = 0, dtype: torch.dtype = torch.float32) -> BernoulliRBM:
     numbers = truth("rbm")["small"][index]
-    rbm = BernoulliRBM(numbers["V"], numbers["H"]).to(dtype)
+    with torch.random.fork_rng(devices=[]):
+        rbm = BernoulliRBM(numbers["V"], numbers["H"]).to(dtype)
     with torch.no_grad():
         rbm.weight.copy_(torch.tensor(numbers["W"]))
         rbm.visible_bias.copy_(torch.tensor(numbers["b"]))
@@ -71,18 +72,19 @@ def test_expected_gradient_of_contrastive_divergence(num_steps):
     numbers = truth("rbm")["small"][0]
     rbm = small_rbm()
     data = torch.tensor(numbers["data"], dtype=torch.float32)
-    model = BlockGibbs()(rbm, data.repeat(2000, 1), num_steps, seed=num_steps)
+    model = BlockGibbs()(rbm, data.repeat(1000, 1), num_steps, seed=num_steps)
+    rbm, data, model = rbm.double(), data.double(), model.double()  # float32 sums of so many chains are no exact means
     contrastive_divergence(rbm, data, model).backward()
     with torch.no_grad():
-        means, model_means = torch.sigmoid(rbm.hidden_logits(data)).double(), torch.sigmoid(rbm.hidden_logits(model)).double()
-    data, model, wanted = data.double(), model.double(), numbers["cd"][str(num_steps)]
+        means, model_means = torch.sigmoid(rbm.hidden_logits(data)), torch.sigmoid(rbm.hidden_logits(model))
+    wanted = numbers["cd"][str(num_steps)]
     phases = {
         "dW": (rbm.weight.grad, data[:, :, None] * means[:, None], model[:, :, None] * model_means[:, None]),
         "db": (rbm.visible_bias.grad, data, model),
         "dc": (rbm.hidden_bias.grad, means, model_means),
     }
     for name, (grad, positive, negative) in phases.items():
-        torch.testing.assert_close(-grad.double(), positive.mean(0) - negative.mean(0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(-grad, positive.mean(0) - negative.mean(0), rtol=1e-9, atol=1e-9)
         expected = positive.mean(0) - torch.tensor(wanted[name], dtype=torch.float64)
         for value, mean in zip(negative.flatten(1).T, expected.flatten().tolist(), strict=True):
             assert_mean(value, mean, what=f"CD-{num_steps}, {name}")
@@ -192,7 +194,9 @@ def test_no_chains():
 def test_bad_input():
     rbm, sampler = small_rbm(), BlockGibbs()
     x = torch.zeros(4, 6)
-    with pytest.raises(TypeError, match=r"BlockGibbs: energy must have sample_hidden and sample_visible, as energies\.BernoulliRBM has, got function"):
+    with pytest.raises(
+        TypeError, match=r"BlockGibbs: energy must have sample_hidden and sample_visible, as energies\.BernoulliRBM has, got function"
+    ):
         sampler(lambda x: x.sum(1), x, 1)
     bad = x.clone()
     bad[2, 3] = 0.5
