@@ -4,6 +4,7 @@ from ebmcore import energies, evaluation, losses, ops, training
 from ebmcore.ops import get_num_threads, info, set_num_threads
 from ebmcore.ops import version as __version__
 from ebmcore.samplers import (
+    BlockGibbs,
     DiscreteLangevin,
     Gibbs,
     GibbsWithGradients,
@@ -18,6 +19,7 @@ from ebmcore.types import DivergenceError, Key
 from ebmcore.warm_up import warm_up
 
 __all__ = [
+    "BlockGibbs",
     "DiscreteLangevin",
     "DivergenceError",
     "Gibbs",

@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 
 import ebmcore
-from ebmcore import Key, ReplayBuffer, ops
+from ebmcore import BlockGibbs, Key, ReplayBuffer, ops
 from ebmcore.energies import BernoulliRBM
 from ebmcore.evaluation import ais
 from ebmcore.losses import contrastive_divergence
-from ebmcore.samplers import BlockGibbs
 from ebmcore.training import fit
 
 BATCH_SIZE = 100

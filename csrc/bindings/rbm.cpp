@@ -82,7 +82,7 @@ void rbm_gwg(const py::object& states, const py::object& inputs, const py::objec
     p.step = step;
     p.num_steps = num_steps;
     p.unit = unit;
-    p.balancing = balancing;
+    p.balancing = static_cast<Balancing>(balancing);
     p.proposal_stream = proposal_stream;
     p.acceptance_stream = acceptance_stream;
     p.place = place_of(x);

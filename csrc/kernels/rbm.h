@@ -113,7 +113,7 @@ public:
             F32 odds = exp_below<F32>(-magnitude_of<F32>(v));
             F32 whole = odds + 1.0f;
             F64 positive[kHalves];
-            to_double(v > 0.0f ? v : F32{}, positive);
+            to_double(v <= 0.0f ? F32{} : v, positive);  // a NaN stays
             EBM_UNROLL for (int j = 0; j < kHalves; ++j)
                 sums_[i * kHalves + j] += positive[j];
             products_[i] *= whole;
@@ -183,11 +183,11 @@ struct RbmRecord {
 static_assert(sizeof(RbmRecord) <= kRbmRecord * sizeof(double), "a record is longer than its columns");
 
 // Log weight of a flip, ln g(e^d); below -1e38 whatever g is, where d is: such are the places that fill up a row.
-template <int kBalancing, class F>
+template <Balancing kBalancing, class F>
 EBM_HD F balance(F d) {
-    if (kBalancing == 1) return -softplus_of<F>(-d);
-    if (kBalancing == 2) return d < 0.0f ? d : F{};
-    if (kBalancing == 3) return (d > 0.0f) | (d < -1.0e38f) ? d : F{};
+    if (kBalancing == Balancing::barker) return -softplus_of<F>(-d);
+    if (kBalancing == Balancing::min) return d < 0.0f ? d : F{};
+    if (kBalancing == Balancing::max) return (d > 0.0f) | (d < -1.0e38f) ? d : F{};
     return d * 0.5f;
 }
 
@@ -195,7 +195,7 @@ EBM_HD F balance(F d) {
 // taken to first order: d_i = (1 - 2 v_i)(a_i + (sigmoid(b + vW) Wᵀ)_i). The inputs b + vW are exact sums of fixed-point numbers, hence
 // a function of v alone, however v was reached. Rows are filled up to whole chunks with sites that weigh nothing and hidden units that no
 // site sees: those add the same to every Σ softplus.
-template <int kBalancing>
+template <Balancing kBalancing>
 struct RbmGwgBody {
     RbmGwgParams p;
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "balancing.h"
 #include "types.h"
 
 namespace ebm {
@@ -51,7 +52,7 @@ struct RbmGwgParams {
     int64_t step;  // to be proposed; -1: only the means of the start; num_steps: only accept or undo
     int64_t num_steps;
     float unit;
-    int32_t balancing;  // of t = e^d: 0 sqrt(t), 1 t / (1 + t), 2 min(1, t), 3 max(1, t)
+    Balancing balancing;
     uint32_t proposal_stream;
     uint32_t acceptance_stream;
     Place place;

@@ -16,7 +16,7 @@ from torch.nn.functional import softplus
 
 from ebmcore import ops
 from ebmcore.discrete import NativeRun
-from ebmcore.ops.rbm import BALANCING, block_gibbs_chain, draw_layer, rbm_gwg_chain
+from ebmcore.ops.rbm import block_gibbs_chain, draw_layer, rbm_gwg_chain
 from ebmcore.ops.registration import key_tensor
 from ebmcore.types import Alphabet, Key, bounded_int
 
@@ -143,12 +143,13 @@ class BernoulliRBM(nn.Module):
 
         Results depend on the number of chains by what matrix products round differently, and on nothing else.
         """
-        if states.dtype != torch.float32 or self.weight.dtype != torch.float32 or len(states) == 0:
+        _layer(states, self.weight, 0, "BernoulliRBM")
+        if states.dtype != torch.float32 or self.weight.dtype != torch.float32 or len(states) == 0 or num_steps == 0:
             return None
         model = self.weight, self.visible_bias, self.hidden_bias
         if kernel == "block_gibbs":
             return NativeRun(None, None, block_gibbs_chain(states, *model, key, num_steps, count_flips))
-        if kernel != "gwg" or num_flips != 1 or balancing not in BALANCING:
+        if kernel != "gwg" or num_flips != 1:
             return None
         result = rbm_gwg_chain(states, *model, key, num_steps, balancing)
         return None if result is None else NativeRun(*result)

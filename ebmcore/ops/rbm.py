@@ -13,11 +13,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ebmcore import _native
+from ebmcore.ops.proposals import balancing_number
 from ebmcore.ops.random import MAX_BLOCKS, Stream, uniform
 from ebmcore.ops.registration import is_plain, key_tensor, number, register, require_device
 from ebmcore.types import Key, bounded_int
-
-BALANCING = ("sqrt", "barker", "min", "max")  # g(t): sqrt(t), t / (1 + t), min(1, t), max(1, t)
 
 
 def _sigmoid_bernoulli_impl(logits: Tensor, bias: Tensor, key: Tensor, scale: float, stream: int) -> Tensor:
@@ -177,7 +176,7 @@ def rbm_gwg_chain(
         weight, visible_bias, hidden_bias: of the RBM, float32.
         key: int64 [seed, step, first_chain] of the first step, where the states are.
         num_steps: at least 1.
-        balancing: one of `BALANCING`.
+        balancing: one of `proposals.BALANCING`.
 
     Returns:
         is_accepted (num_chains,) bool of the last step, acceptance_prob (num_chains,) mean over the steps, num_flips (num_chains,) int64;
@@ -202,7 +201,7 @@ def rbm_gwg_chain(
     balanced = padded.new_empty(num_chains, 2, padded.shape[1])
     records = torch.zeros(num_chains, _native.core.RBM_RECORD, dtype=torch.float64, device=states.device)
     arguments = (padded, inputs, means, pulls, balanced, records, weight_units, bias, key)
-    constants: tuple[Any, ...] = (num_steps, 1.0 / scale, BALANCING.index(balancing), int(Stream.PROPOSAL), int(Stream.ACCEPTANCE))
+    constants: tuple[Any, ...] = (num_steps, 1.0 / scale, balancing_number(balancing, "rbm_gwg"), int(Stream.PROPOSAL), int(Stream.ACCEPTANCE))
     for step in range(-1, num_steps + 1):
         if step >= 0:
             torch.mm(means, transposed, out=pulls)

@@ -41,8 +41,9 @@ class BlockGibbs:
             DivergenceError: a free energy is not finite.
         """
         visible = _own(energy, x)
-        value = start_energy(energy, visible, "BlockGibbs")
-        return DiscreteState(visible.to(x.dtype), value, Key.from_seed(seed, x.device))
+        if len(x) == 0:
+            return DiscreteState(visible.to(x.dtype), torch.zeros(0, device=x.device), Key.from_seed(0 if seed is None else seed, x.device))
+        return DiscreteState(visible.to(x.dtype), start_energy(energy, visible, "BlockGibbs"), Key.from_seed(seed, x.device))
 
     def step(self, energy: Any, state: DiscreteState) -> tuple[DiscreteState, DiscreteInfo]:
         """One step from `state`; the same state gives the same result."""
@@ -68,9 +69,8 @@ class BlockGibbs:
         """Visible units after `num_steps` steps from x, the same as init and advance give; no energy is evaluated. Errors as `init`."""
         num_steps = bounded_int(num_steps, "num_steps", "BlockGibbs", high=2**STEP_BITS)
         visible = _own(energy, x)
-        key = Key.from_seed(seed, x.device)
         if num_steps > 0 and len(x) > 0:
-            visible, _ = _run(energy, visible, key, num_steps, count_flips=False)
+            visible, _ = _run(energy, visible, Key.from_seed(seed, x.device), num_steps, count_flips=False)
         return visible.to(x.dtype)
 
 

@@ -41,6 +41,8 @@ BITS = ops.bernoulli((64, 5), 0.5, key=Key(2), dtype=torch.float64)
 TOKENS = ops.philox((64, 5), key=Key(3)).long() % 3
 OF_TOKENS = ebmcore.energies.OneHot(Pairs(), 3, torch.float64)
 ISING = ebmcore.energies.Ising.lattice((4, 4), 0.3)
+with torch.random.fork_rng(devices=[]):
+    RBM = ebmcore.energies.BernoulliRBM(5, 4).double()
 SPINS = ops.rademacher((64, 4, 4), key=Key(4)).to(torch.int8)
 SAMPLERS = {
     "langevin": Case(ebmcore.Langevin(0.01), quartic, X),
@@ -59,6 +61,7 @@ SAMPLERS = {
     "discrete langevin, unadjusted": Case(ebmcore.DiscreteLangevin(0.5, metropolis=False), OF_TOKENS, TOKENS),
     "discrete langevin of spins": Case(ebmcore.DiscreteLangevin(0.5), ISING, SPINS),
     "paths": Case(ebmcore.PathAuxiliary(3), OF_TOKENS, TOKENS),
+    "block gibbs": Case(ebmcore.BlockGibbs(), RBM, BITS),
     "swendsen-wang": Case(ebmcore.SwendsenWang(), FreeSpins(), SPINS),
 }
 KEY = Key(3, 4, 5)

@@ -29,12 +29,12 @@ Status softplus_sum(const SoftplusSumParams& p) { return run_rows(SoftplusSumBod
 Status rbm_gwg(const RbmGwgParams& p) {
     const int64_t row = p.num_visible + p.num_hidden;
     switch (p.balancing) {
-        case 0: return run_rows(RbmGwgBody<0>{p}, row, p.place);
-        case 1: return run_rows(RbmGwgBody<1>{p}, row, p.place);
-        case 2: return run_rows(RbmGwgBody<2>{p}, row, p.place);
-        case 3: return run_rows(RbmGwgBody<3>{p}, row, p.place);
-        default: return "no such balancing function";
+        case Balancing::sqrt: return run_rows(RbmGwgBody<Balancing::sqrt>{p}, row, p.place);
+        case Balancing::barker: return run_rows(RbmGwgBody<Balancing::barker>{p}, row, p.place);
+        case Balancing::min: return run_rows(RbmGwgBody<Balancing::min>{p}, row, p.place);
+        case Balancing::max: return run_rows(RbmGwgBody<Balancing::max>{p}, row, p.place);
     }
+    return "no such balancing function";
 }
 
 EBM_END
