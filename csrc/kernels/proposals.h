@@ -65,11 +65,31 @@ struct Lanes {
         return out;
     }
 
-    EBM_HD void put(C (&values)[kSumLanes]) const {
+    EBM_HD void put(C* values) const {
         EBM_UNROLL for (int i = 0; i < kCount; ++i)
             store_to(values + i * kWidth, v[i]);
     }
+
+    EBM_HD void add_to(double (&sums)[kSumLanes]) const {
+#if defined(__CUDACC__)
+        EBM_UNROLL for (int i = 0; i < kCount; ++i)
+            sums[i] += static_cast<double>(v[i]);
+#else
+        alignas(64) double wide[kSumLanes];
+        EBM_UNROLL for (int i = 0; i < kCount; ++i)
+            store_lanes(wide + i * kWidth, v[i]);
+        EBM_UNROLL for (int i = 0; i < kSumLanes; i += kLanes / 2)
+            store(sums + i, load<F64>(sums + i) + load<F64>(wide + i));
+#endif
+    }
 };
+
+EBM_HD double sum_of(const double (&sums)[kSumLanes]) {
+    double half[kSumLanes / 2];
+    for (int i = 0; i < kSumLanes / 2; ++i) half[i] = sums[i] + sums[i + kSumLanes / 2];
+    for (int i = 0; i < kSumLanes / 4; ++i) half[i] += half[i + kSumLanes / 4];
+    return (half[0] + half[2]) + (half[1] + half[3]);
+}
 
 // ln g(exp d) - ln g(exp top). V: one number or a vector of them.
 template <Balancing kBalancing, class C>
@@ -135,17 +155,11 @@ public:
                 add_weights<1>(rest, sums);
                 begin = stop;
             }
-            C values[kSumLanes];
-            sums.put(values);
-            for (int i = 0; i < kSumLanes; ++i) lane_[i] += static_cast<double>(values[i]);
-            if (chunk_sums) {
-                for (int i = 0; i < kSumLanes; ++i) chunk_sums[chunk * kSumLanes + i] = values[i];
-            }
+            sums.add_to(lane_);
+            if (chunk_sums) sums.put(chunk_sums + chunk * kSumLanes);
         }
-        double total = 0.0;
-        for (int i = 0; i < kSumLanes; ++i) total += lane_[i];
-        total_ = total;
-        log_total_ = log_of(total);
+        total_ = sum_of(lane_);
+        log_total_ = log_of(total_);
     }
 
     // False if a difference is NaN or +inf, or none is above -inf.
@@ -216,7 +230,8 @@ private:
     C* chunk_sums_;
     C top_;
     LogWeight<kBalancing, C> log_weight_;
-    double lane_[kSumLanes], total_, log_total_;
+    alignas(64) double lane_[kSumLanes];
+    double total_, log_total_;
 };
 
 template <class C>
@@ -376,7 +391,7 @@ class LangevinLogProb {
 public:
     EBM_HD LangevinLogProb(const C* d, const uint8_t* changes, int64_t size, C penalty) : penalty_(penalty) {
         using L = Lanes<C>;
-        double lane[kSumLanes];
+        alignas(64) double lane[kSumLanes];
         for (int i = 0; i < kSumLanes; ++i) lane[i] = 0.0;
         for (int64_t begin = 0; begin < size;) {
             L sums = L::filled(C(0)), products = L::filled(C(1));  // of up to kSumDepth factors of at most 2
@@ -393,12 +408,9 @@ public:
             }
             EBM_UNROLL for (int i = 0; i < L::kCount; ++i)
                 sums.v[i] = sums.v[i] - log_of(products.v[i]);
-            C values[kSumLanes];
-            sums.put(values);
-            for (int i = 0; i < kSumLanes; ++i) lane[i] += static_cast<double>(values[i]);
+            sums.add_to(lane);
         }
-        value = 0.0;
-        for (int i = 0; i < kSumLanes; ++i) value += lane[i];
+        value = sum_of(lane);
     }
 
     double value;

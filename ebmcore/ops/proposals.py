@@ -48,10 +48,8 @@ def _workspace(differences: Tensor, with_replacement: bool) -> Tensor | None:
     return torch.empty(len(differences) * size, dtype=torch.uint8, device=differences.device)
 
 
-def _new_verdict(differences: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    n, device = len(differences), differences.device
-    accepted, diverged = (torch.empty(n, dtype=torch.bool, device=device) for _ in range(2))
-    return accepted, torch.empty(n, dtype=torch.float64, device=device), diverged
+def _new_verdict(log_q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(log_q, dtype=torch.bool), torch.empty_like(log_q), torch.empty_like(log_q, dtype=torch.bool)
 
 
 def _propose_flips(differences: Tensor, key: Tensor, num_flips: int, with_replacement: bool, balancing: int, stream: int) -> tuple[Tensor, Tensor]:
@@ -80,7 +78,7 @@ def _accept_flips(
     balancing: int,
     stream: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    accepted, prob, diverged = _new_verdict(differences)
+    accepted, prob, diverged = _new_verdict(log_q)
     workspace = _workspace(differences, with_replacement)
     arguments = (new_energy.contiguous(), new_differences.contiguous(), back.contiguous(), log_q.contiguous(), key, _num_categories(differences))
     _native.core.accept_flips(energy, differences, *arguments, with_replacement, balancing, accepted, diverged, prob, workspace, stream)
@@ -113,7 +111,7 @@ def _accept_langevin(
     metropolis: bool,
     stream: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    accepted, prob, diverged = _new_verdict(differences)
+    accepted, prob, diverged = _new_verdict(log_q)
     tokens = None if tokens is None else tokens.contiguous()
     arguments = (new_energy.contiguous(), new_differences.contiguous(), proposed.contiguous(), tokens, log_q.contiguous(), key)
     count = _num_categories(differences)
