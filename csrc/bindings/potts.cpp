@@ -82,24 +82,13 @@ void define(py::module_& m, const char* name) {
         py::arg("acceptance_prob"), py::arg("num_flips"), py::arg("workspace"));
 }
 
-int64_t potts_gwg_scratch(int64_t num_sites, int32_t num_categories, int64_t max_degree) {
-    int64_t bytes = 0;
-    PottsParams p{};
-    p.num_sites = num_sites;
-    p.num_categories = num_categories;
-    p.max_degree = max_degree;
-    p.scratch_bytes = &bytes;
-    check_status(cpu_table().potts_gwg_scratch(p), "potts_gwg_scratch");
-    return bytes;
-}
-
 }  // namespace
 
 void register_potts(py::module_& m) {
     define<&OpTable::potts_gibbs>(m, "potts_gibbs");
     define<&OpTable::potts_metropolis>(m, "potts_metropolis");
     define<&OpTable::potts_gwg>(m, "potts_gwg");
-    m.def("potts_gwg_scratch", &potts_gwg_scratch, py::arg("num_sites"), py::arg("num_categories"), py::arg("max_degree"));
+    m.def("potts_gwg_scratch", &potts_gwg_scratch_bytes, py::arg("num_sites"), py::arg("num_categories"), py::arg("max_degree"));
 }
 
 }  // namespace ebm

@@ -13,6 +13,12 @@ EBM_HD double unit_of(uint32_t low, uint32_t high) {
     return (static_cast<double>((static_cast<uint64_t>(high) << 32 | low) >> 12) + 0.5) * 2.220446049250313e-16;
 }
 
+// One of num_sites < 2^32, uniform to num_sites · 2^-64.
+EBM_HD int64_t uniform_site(uint32_t low, uint32_t high, int64_t num_sites) {
+    const uint64_t n = static_cast<uint64_t>(num_sites);
+    return static_cast<int64_t>((high * n + ((low * n) >> 32)) >> 32);
+}
+
 constexpr int kWordLanes = kLanes / kHalves;
 constexpr int kWordGroups = kLanes == 1 ? 1 : 2;  // interleaved
 

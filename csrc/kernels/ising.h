@@ -5,7 +5,9 @@
 #pragma once
 
 #include "../core/random.h"
+#include "../core/words.h"
 #include "../ops/ising.h"
+#include "balancing.h"
 #include "sum_tree.h"
 
 EBM_BEGIN
@@ -29,12 +31,6 @@ EBM_HD BitsOf<F> rare_threshold(IntOf<F> local, float scale) {
     F magnitude = to_float(local < 0 ? -local : local) * scale;
     F e = exp_of<F>(-magnitude);
     return (BitsOf<F>)to_int(e / (e + 1.0f) * 2147483648.0f) << 1;
-}
-
-// Site of a 64-bit word, uniform to num_sites · 2^-64.
-EBM_HD int64_t site_of(const uint32_t (&words)[4], int64_t num_sites) {
-    uint64_t n = static_cast<uint64_t>(num_sites);
-    return static_cast<int64_t>((words[1] * n + (words[0] * n >> 32)) >> 32);
 }
 
 // What the draw at `position` of a sweep decides. Eight bits of the proposal stream, 16 positions a block, tell all but one time in
@@ -61,7 +57,7 @@ struct IsingGibbs {
             uint32_t words[4];
             if (p.scan == Scan::random) {
                 philox_block(key, step, id, 0, kProposalStream, words);
-                int64_t site = site_of(words, m.num_sites);
+                int64_t site = uniform_site(words[0], words[1], m.num_sites);
                 int32_t local = local_field(m, spins, site);
                 flips += set(spins + site, local, words[2] < rare_threshold<float>(local, scale));
                 continue;
@@ -101,7 +97,7 @@ struct IsingMetropolis {
         for (int64_t t = 0; t < p.num_steps; ++t) {
             uint32_t words[4];
             philox_block(key, first + static_cast<uint64_t>(t), id, 0, kProposalStream, words);
-            int64_t site = site_of(words, m.num_sites);
+            int64_t site = uniform_site(words[0], words[1], m.num_sites);
             float rise = to_float(spins[site] * local_field(m, spins, site)) * scale;
             float probability = rise > 0.0f ? exp_of<float>(-rise) : 1.0f;
             // A word as a multiple of 2^-32, compared without rounding it.
@@ -116,126 +112,62 @@ struct IsingMetropolis {
     }
 };
 
-// g(e^d) of d = -2 · half for the balancing functions of Zanella (2020): √t, t / (1 + t), min(1, t), max(1, t).
-template <class F>
-EBM_HD F balanced(F half, Balancing balancing) {
-    if (balancing == Balancing::sqrt) return exp_of<F>(-half);
-    F twice = half + half;
-    if (balancing == Balancing::barker) return sigmoid_of<F>(-twice);
-    if (balancing == Balancing::min) return exp_of<F>(twice > 0.0f ? -twice : F{});
-    return exp_of<F>(twice > 0.0f ? F{} : -twice);
-}
-
-// Philox block 0 of one step after another, kHalves · kLanes / 2 steps at a time.
-class StepWords {
-public:
-    EBM_HD StepWords(const PhiloxKey& key, uint64_t first, uint64_t chain, uint32_t stream)
-        : key_(key), step_(first), chain_(chain), stream_(stream) {}
-
-    EBM_HD void next(uint32_t (&words)[4]) {
-        if (at_ == kSteps) fill();
-        EBM_UNROLL for (int j = 0; j < 4; ++j)
-            words[j] = static_cast<uint32_t>(words_[j][at_]);
-        ++at_;
-    }
-
-private:
-#if defined(__CUDACC__)
-    static constexpr int kSteps = 1;
-    EBM_HD void fill() {
-        uint32_t words[4];
-        philox_block(key_, step_++, chain_, 0, stream_, words);
-        for (int j = 0; j < 4; ++j) words_[j][0] = words[j];
-        at_ = 0;
-    }
-#else
-    static constexpr int kSteps = kLanes / 2;
-    EBM_HD void fill() {
-        uint64_t steps[kSteps], c3[kSteps];
-        for (int i = 0; i < kSteps; ++i) {
-            steps[i] = step_ + static_cast<uint64_t>(i);
-            c3[i] = philox_c3(steps[i], chain_, stream_);
-        }
-        PhiloxRow<U64> rows[1] = {philox_row<U64>(load<U64>(steps), U64{} + chain_, load<U64>(c3), key_)};
-        U64 blocks[1] = {U64{}}, words[1][4];
-        philox4x32<1>(blocks, rows, key_, words);
-        for (int j = 0; j < 4; ++j) store(words_[j], words[0][j]);
-        step_ += kSteps;
-        at_ = 0;
-    }
-#endif
-
-    const PhiloxKey& key_;
-    uint64_t step_;
-    const uint64_t chain_;
-    const uint32_t stream_;
-    int at_ = kSteps;
-    alignas(64) uint64_t words_[4][kSteps];
-};
-
 // Gibbs with Gradients (Grathwohl et al. 2021, arXiv 2102.04509) with exact differences: site i is proposed with probability
-// w_i / Z, w_i = g(exp(-2 s_i f_i)), and the flip accepted with min(1, Z / Z'). Weights are the leaves of a sum tree; a flip
-// recomputes those of the site and its neighbours and the sums above them, a rejection puts the old numbers back.
+// w_i / Z, w_i = g(exp(-2 s_i f_i)), and the flip accepted with min(1, Z / Z').
 struct IsingGwg {
     IsingChainParams p;
 
     EBM_HD void run(int64_t chain, void* scratch) const {
         const IsingModel& m = p.model;
         int8_t* spins = p.spins + chain * m.num_sites;
-        const float unit = static_cast<float>(*m.unit);
+        const float scale = static_cast<float>(-2.0 * *m.unit);
         const PhiloxKey key = philox_key(static_cast<uint64_t>(p.key[0]));
-        StepWords draws(key, static_cast<uint64_t>(p.key[1]), static_cast<uint64_t>(p.key[2] + chain), kProposalStream);
+        const uint64_t first = static_cast<uint64_t>(p.key[1]), id = static_cast<uint64_t>(p.key[2] + chain);
 
-        SumTree tree(static_cast<float*>(scratch), m.num_sites);
-        const int64_t room = m.max_degree + 1 + kFan;  // the last vector of weights may run over
-        int32_t* fields = reinterpret_cast<int32_t*>(tree.end);
+        SumTree tree(scratch, m.num_sites, m.max_degree + 1);
+        int32_t* fields = static_cast<int32_t*>(tree.end);
         int32_t* new_fields = fields + m.num_sites;
-        float* weights = reinterpret_cast<float*>(new_fields + room);  // of what a flip touches: the new ones, then the old ones
-        float* sums[kMaxLevels];
-        for (int k = 1; k < kMaxLevels; ++k) sums[k] = weights + k * room;
+        float* weights = reinterpret_cast<float*>(new_fields + m.max_degree);
 
-        float* leaves = tree.level[0];
         for (int64_t i = 0; i < m.num_sites; ++i) {
             fields[i] = local_field(m, spins, i);
-            leaves[i] = to_float(spins[i] * fields[i]) * unit;
+            tree.nodes[i] = to_float(spins[i] * fields[i]) * scale;
         }
-        for (int64_t i = m.num_sites; i < tree.blocks[0] * kFan; ++i) leaves[i] = 0.0f;
-        weigh(leaves, tree.blocks[0] * kFan);
-        for (int64_t i = m.num_sites; i < tree.blocks[0] * kFan; ++i) leaves[i] = 0.0f;
+        weigh(tree.nodes, m.num_sites);
         tree.build();
 
         float total = tree.total();
         int64_t flips = 0;
         double sum = 0.0;
         bool accepts = false;
+        uint32_t words[kWordBlocks][4];
         for (int64_t t = 0; t < p.num_steps; ++t) {
-            uint32_t words[4];
-            draws.next(words);
-            // 52 bits of words 0 and 1, never 0 and never 1.
-            double u = static_cast<double>((static_cast<uint64_t>(words[1]) << 32 | words[0]) >> 12) * 0x1p-52 + 0x1p-53;
-            const int64_t site = tree.find(u * static_cast<double>(total));
+            const int ahead = static_cast<int>(t % kWordBlocks);
+            if (ahead == 0) {
+                const int64_t left = p.num_steps - t;
+                words_of_steps(key, first + static_cast<uint64_t>(t), id, 0, kProposalStream,
+                               static_cast<int>(left < kWordBlocks ? left : kWordBlocks), words);
+            }
+            const uint32_t (&w)[4] = words[ahead];
+            const int64_t site = tree.find(static_cast<double>(total) * unit_of(w[0], w[1]));
             const int64_t begin = m.offsets[site], degree = m.offsets[site + 1] - begin;
             const int32_t* neighbours = m.neighbours + begin;
             const int32_t spin = spins[site];
 
             for (int64_t k = 0; k < degree; ++k) {
-                int32_t j = neighbours[k];
-                new_fields[k] = fields[j] - 2 * spin * coupling_at(m, begin + k);
-                weights[k] = to_float(spins[j] * new_fields[k]) * unit;
+                new_fields[k] = fields[neighbours[k]] - 2 * spin * coupling_at(m, begin + k);
+                weights[k] = to_float(spins[neighbours[k]] * new_fields[k]) * scale;
             }
-            weights[degree] = to_float(-spin * fields[site]) * unit;
+            weights[degree] = to_float(-spin * fields[site]) * scale;
             weigh(weights, degree + 1);
 
-            for (int64_t k = 0; k <= degree; ++k) {
-                float* leaf = leaves + (k < degree ? neighbours[k] : site);
-                float old = *leaf;
-                *leaf = weights[k];
-                weights[k] = old;
-            }
-            refresh(tree, neighbours, degree, site, sums);
+            tree.mark();
+            for (int64_t k = 0; k < degree; ++k) tree.set(neighbours[k], weights[k]);
+            tree.set(site, weights[degree]);
+            tree.refresh(site, neighbours, degree);
             const float new_total = tree.total();
 
-            accepts = to_float(words[2] >> 8) * 0x1p-24f * new_total < total;
+            accepts = unit_of(w[2]) * static_cast<double>(new_total) < static_cast<double>(total);
             sum += static_cast<double>(total < new_total ? total / new_total : 1.0f);
             if (accepts) {
                 for (int64_t k = 0; k < degree; ++k) fields[neighbours[k]] = new_fields[k];
@@ -243,9 +175,7 @@ struct IsingGwg {
                 total = new_total;
                 ++flips;
             } else {
-                for (int64_t k = 0; k < degree; ++k) leaves[neighbours[k]] = weights[k];
-                leaves[site] = weights[degree];
-                restore(tree, neighbours, degree, site, sums);
+                tree.undo();
             }
         }
         p.is_accepted[chain] = accepts;
@@ -254,46 +184,9 @@ struct IsingGwg {
     }
 
 private:
-    // In place: s_i f_i to weights. Room up to the next multiple of 16.
+    // In place: d = E - E' to g(e^d). Room up to the next multiple of 16.
     EBM_HD void weigh(float* values, int64_t count) const {
-#if defined(__CUDACC__)
-        for (int64_t k = 0; k < count; ++k) values[k] = balanced<float>(values[k], p.balancing);
-#else
         for (int64_t k = 0; k < count; k += kLanes) store(values + k, balanced<F32>(load<F32>(values + k), p.balancing));
-#endif
-    }
-
-    // Calls visit(level, block, index of the visit) for each block with a touched entry. The site and its neighbours come in
-    // ascending order, so that equal blocks are next to one another.
-    template <class Visit>
-    static EBM_HD void for_each_block_above(const SumTree& tree, const int32_t* neighbours, int64_t degree, int64_t site,
-                                            const Visit& visit) {
-        for (int level = 0, shift = 4; level + 1 < tree.num_levels; ++level, shift += 4) {
-            int64_t last = -1, count = 0, own = site >> shift;
-            bool is_own_due = true;
-            for (int64_t k = 0; k <= degree; ++k) {
-                int64_t block = k < degree ? static_cast<int64_t>(neighbours[k]) >> shift : tree.blocks[level];
-                if (is_own_due && own <= block) {
-                    is_own_due = false;
-                    if (own != last) visit(level, last = own, count++);
-                }
-                if (block != last && k < degree) visit(level, last = block, count++);
-            }
-        }
-    }
-
-    static EBM_HD void refresh(const SumTree& tree, const int32_t* neighbours, int64_t degree, int64_t site,
-                               float* const (&sums)[kMaxLevels]) {
-        for_each_block_above(tree, neighbours, degree, site, [&](int level, int64_t block, int64_t index) {
-            sums[level + 1][index] = tree.level[level + 1][block];
-            tree.level[level + 1][block] = add_16(tree.level[level] + block * kFan);
-        });
-    }
-
-    static EBM_HD void restore(const SumTree& tree, const int32_t* neighbours, int64_t degree, int64_t site,
-                               float* const (&sums)[kMaxLevels]) {
-        for_each_block_above(tree, neighbours, degree, site,
-                             [&](int level, int64_t block, int64_t index) { tree.level[level + 1][block] = sums[level + 1][index]; });
     }
 };
 

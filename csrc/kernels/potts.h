@@ -5,18 +5,16 @@
 #pragma once
 
 #include "../core/math.h"
-#include "../core/sixteen.h"
 #include "../core/words.h"
 #include "../ops/potts.h"
+#include "balancing.h"
+#include "sum_tree.h"
 
 EBM_BEGIN
 
 constexpr uint32_t kPottsStream = 1;  // Stream.PROPOSAL
 constexpr int kMaxCategories = 256;
 constexpr int32_t kNoChange = -2147483647 - 1;  // where there is no difference of fields to make a weight of
-
-EBM_HD constexpr int64_t whole_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-EBM_HD constexpr int padded_row(int num_categories) { return num_categories <= 4 ? 4 : (num_categories + 15) / 16 * 16; }
 
 // As many numbers of a row of 4 or more as fit into a vector.
 #if defined(__CUDACC__)
@@ -52,8 +50,8 @@ struct PottsModel {
     static constexpr int kRowVectors = kRow > kLanes ? kRow / kLanes : 1;
     PottsParams p;
 
-    EBM_HD int row_size() const { return kRow < kMaxCategories ? kRow : padded_row(p.num_categories); }
-    EBM_HD int row_vectors() const { return kRow < kMaxCategories ? kRowVectors : padded_row(p.num_categories) / kLanes; }
+    EBM_HD int row_size() const { return kRow < kMaxCategories ? kRow : potts_row(p.num_categories); }
+    EBM_HD int row_vectors() const { return kRow < kMaxCategories ? kRowVectors : potts_row(p.num_categories) / kLanes; }
     EBM_HD const int32_t* table_row(int64_t entry, int32_t value) const {
         return p.couplings + entry * p.coupling_stride + static_cast<int64_t>(value) * p.num_categories;
     }
@@ -87,21 +85,6 @@ struct PottsModel {
         return c + pick16(weights + c, point);
     }
 };
-
-// g(e^d) of Zanella (2020), |d| <= 80 (sqrt: 120).
-template <Balancing kBalancing>
-EBM_HD F32 balance(F32 d) {
-    if (kBalancing == Balancing::sqrt) return exp_in_range(d * 0.5f);
-    if (kBalancing == Balancing::barker) return 1.0f / (exp_in_range(-d) + 1.0f);
-    if (kBalancing == Balancing::min) return exp_in_range(d < 0.0f ? d : F32{});
-    return exp_in_range(d > 0.0f ? d : F32{});
-}
-
-// A site drawn uniformly; its bias is below num_sites / 2^64.
-EBM_HD int64_t uniform_site(uint32_t low, uint32_t high, int64_t num_sites) {
-    const uint64_t n = static_cast<uint64_t>(num_sites);  // < 2^32
-    return static_cast<int64_t>((high * n + ((low * n) >> 32)) >> 32);
-}
 
 // Sweeps of kGroup chains side by side: their updates of a site do not wait for one another, and they share its tables.
 template <bool kTable, int kRow>
@@ -261,53 +244,22 @@ struct PottsMetropolis : PottsModel<kTable, kRow> {
     }
 };
 
-// Where things lie in the scratch of one chain of potts_gwg, in bytes.
-struct PottsGwgLayout {
-    static constexpr int kMaxLevels = 8;
-    int64_t
-        level[kMaxLevels];  // in floats from `tree`; level 0 are the sites' weights, each number of a level is a sum of 16 of the one below
-    int num_levels;         // the last has 16 numbers at most
-    int64_t words, fields, tree, changed, saved, bytes;
-
-    EBM_HD PottsGwgLayout(int64_t num_sites, int32_t num_categories, int64_t max_degree) {
-        int64_t size = 0, nodes = num_sites;
-        num_levels = 0;
-        do {
-            if (num_levels) nodes = (nodes + 15) / 16;
-            level[num_levels++] = size;
-            size += (nodes + 15) / 16 * 16;
-        } while (nodes > 16);
-        const int64_t log = (max_degree + 1) * num_levels;
-        words = 0;
-        fields = words + whole_lines(kWordBlocks * 16);
-        tree = fields + whole_lines(num_sites * padded_row(num_categories) * 4);
-        changed = tree + whole_lines(size * 4);
-        saved = changed + whole_lines(log * 4);
-        bytes = saved + whole_lines(log * 4);
-    }
-};
-
 // Grathwohl, Swersky, Hashemi, Duvenaud & Maddison (2021) with exact differences: q(change) = g(e^d) / Z, hence acceptance
 // min(1, Z / Z') for every g(t) = t g(1/t). Z is the top of a tree of sums; a change of one site touches its neighbours only.
-template <bool kTable, int kRow, Balancing kBalancing>
+template <bool kTable, int kRow>
 struct PottsGwg : PottsModel<kTable, kRow> {
     using Model = PottsModel<kTable, kRow>;
     using Model::p;
     using typename Model::Bits;
     using typename Model::Ints;
     static constexpr int kStep = Model::kStep;
-    PottsGwgLayout layout;
 
-    EBM_HD explicit PottsGwg(const PottsParams& params)
-        : Model{params}, layout(params.num_sites, params.num_categories, params.max_degree) {}
+    EBM_HD explicit PottsGwg(const PottsParams& params) : Model{params} {}
 
     struct Chain {
         uint8_t* x;
         int32_t* fields;
-        float* tree;
-        int32_t* changed;  // numbers of the tree and what they were
-        float* saved;
-        int64_t num_changed;
+        SumTree tree;
         float unit;
     };
 
@@ -318,7 +270,7 @@ struct PottsGwg : PottsModel<kTable, kRow> {
         return (category < p.num_categories) & (category != now) ? change : V{} + kNoChange;
     }
     EBM_HD F32 weights_of(I32 change, float unit) const {
-        return change == kNoChange ? F32{} : balance<kBalancing>(to_float(change) * unit);
+        return change == kNoChange ? F32{} : balanced<F32>(to_float(change) * unit, p.balancing);
     }
 
     // The weights of the values of one site.
@@ -360,31 +312,14 @@ struct PottsGwg : PottsModel<kTable, kRow> {
         }
     }
 
-    EBM_HD void set(Chain& c, int64_t node, float value) const {
-        c.changed[c.num_changed] = static_cast<int32_t>(node);
-        c.saved[c.num_changed++] = c.tree[node];
-        c.tree[node] = value;
-    }
-
     // The weights of a site and its neighbours, and the sums above them, anew.
     EBM_HD void refresh(Chain& c, int64_t site) const {
         const int32_t* neighbours = p.neighbours + p.offsets[site];
         const int64_t degree = p.offsets[site + 1] - p.offsets[site];
-        c.num_changed = 0;
+        c.tree.mark();
         const auto site_of = [&](int64_t t) { return t ? static_cast<int64_t>(neighbours[t - 1]) : site; };
-        weigh(c, degree + 1, site_of, [&](int64_t t, float weight) { set(c, site_of(t), weight); });
-        for (int l = 1; l < layout.num_levels; ++l) {
-            const float* below = c.tree + layout.level[l - 1];
-            const int64_t own = site >> (4 * l);
-            set(c, layout.level[l] + own, sum16(below + 16 * own));
-            int64_t last = own;
-            for (int64_t t = 0; t < degree; ++t) {  // ascending, so that equal ones are neighbours
-                const int64_t node = neighbours[t] >> (4 * l);
-                if (node == last || node == own) continue;
-                set(c, layout.level[l] + node, sum16(below + 16 * node));
-                last = node;
-            }
-        }
+        weigh(c, degree + 1, site_of, [&](int64_t t, float weight) { c.tree.set(site_of(t), weight); });
+        c.tree.refresh(site, neighbours, degree);
     }
 
     EBM_HD void change(Chain& c, int64_t site, int32_t now, int32_t next) const {
@@ -404,8 +339,6 @@ struct PottsGwg : PottsModel<kTable, kRow> {
         }
     }
 
-    EBM_HD float total(const Chain& c) const { return sum16(c.tree + layout.level[layout.num_levels - 1]); }
-
     EBM_HD void start(Chain& c) const {
         const int size = this->row_size();
         for (int64_t i = 0; i < p.num_sites; ++i) {
@@ -421,32 +354,18 @@ struct PottsGwg : PottsModel<kTable, kRow> {
                 for (int k = 0; k < size; k += kStep) store(row + k, load<Bits>(row + k) + load<Bits>(gain + k));
             }
         }
-        weigh(c, p.num_sites, [](int64_t i) { return i; }, [&](int64_t i, float weight) { c.tree[i] = weight; });
-        int64_t nodes = p.num_sites;
-        for (int l = 0; l < layout.num_levels; ++l) {
-            float* at = c.tree + layout.level[l];
-            if (l) {
-                nodes = (nodes + 15) / 16;
-                for (int64_t i = 0; i < nodes; ++i) at[i] = sum16(c.tree + layout.level[l - 1] + 16 * i);
-            }
-            for (int64_t i = nodes; i % 16; ++i) at[i] = 0.0f;
-        }
+        weigh(c, p.num_sites, [](int64_t i) { return i; }, [&](int64_t i, float weight) { c.tree.nodes[i] = weight; });
+        c.tree.build();
     }
 
     EBM_HD void run(int64_t chain, void* scratch) const {
         const PhiloxKey key = philox_key(static_cast<uint64_t>(p.key[0]));
         const uint64_t step = static_cast<uint64_t>(p.key[1]), id = static_cast<uint64_t>(p.key[2] + chain);
-        char* base = static_cast<char*>(scratch);
-        uint32_t (*words)[4] = reinterpret_cast<uint32_t (*)[4]>(base + layout.words);
-        Chain c{p.states + chain * p.num_sites,
-                reinterpret_cast<int32_t*>(base + layout.fields),
-                reinterpret_cast<float*>(base + layout.tree),
-                reinterpret_cast<int32_t*>(base + layout.changed),
-                reinterpret_cast<float*>(base + layout.saved),
-                0,
-                static_cast<float>(p.unit[0])};
+        uint32_t words[kWordBlocks][4];
+        SumTree tree(scratch, p.num_sites, p.max_degree + 1);
+        Chain c{p.states + chain * p.num_sites, static_cast<int32_t*>(tree.end), tree, static_cast<float>(p.unit[0])};
         start(c);
-        float z = total(c);
+        float z = c.tree.total();
         int64_t num_flips = 0;
         double sum = 0.0;
         bool is_accepted = false;
@@ -457,16 +376,14 @@ struct PottsGwg : PottsModel<kTable, kRow> {
                 words_of_steps(key, step + static_cast<uint64_t>(s), id, 0, kPottsStream,
                                static_cast<int>(left < kWordBlocks ? left : kWordBlocks), words);
             }
-            double point = static_cast<double>(z) * unit_of(words[j][0], words[j][1]);
-            int64_t site = 0;
-            for (int l = layout.num_levels - 1; l >= 0; --l) site = 16 * site + pick16(c.tree + layout.level[l] + 16 * site, point);
+            const int64_t site = c.tree.find(static_cast<double>(z) * unit_of(words[j][0], words[j][1]));
             alignas(64) float weights[kRow == 4 ? 16 : kRow];
             const int32_t now = c.x[site];
             weigh_site(c, site, weights);
             const int32_t next = this->pick(weights, words[j][2]);
             change(c, site, now, next);
             refresh(c, site);
-            const float z_next = total(c);
+            const float z_next = c.tree.total();
             is_accepted = unit_of(words[j][3]) * static_cast<double>(z_next) < static_cast<double>(z);
             sum += z_next > z ? static_cast<double>(z) / static_cast<double>(z_next) : 1.0;
             if (is_accepted) {
@@ -474,7 +391,7 @@ struct PottsGwg : PottsModel<kTable, kRow> {
                 ++num_flips;
             } else {
                 change(c, site, next, now);
-                for (int64_t t = 0; t < c.num_changed; ++t) c.tree[c.changed[t]] = c.saved[t];
+                c.tree.undo();
             }
         }
         p.num_flips[chain] = num_flips;

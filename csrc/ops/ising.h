@@ -38,9 +38,10 @@ struct IsingGibbsParams {
     Place place;
 };
 
-// Of a chain: the tree; of each site its field; of each site that a flip touches a field and, with the sums above it, nine floats.
+// Scratch of a chain of ising_gwg: the tree, the field of each site, a field and a weight of each that a flip touches. The last vector
+// of weights may run over.
 static inline constexpr int64_t ising_gwg_scratch_bytes(const IsingModel& m) {
-    return round_up_64(4 * (sum_tree_floats(m.num_sites) + m.num_sites + 10 * (m.max_degree + 1 + kSumTreeFan)));
+    return sum_tree_bytes(m.num_sites, m.max_degree + 1) + round_up_64(4 * (m.num_sites + 2 * m.max_degree + 1 + 16));
 }
 
 // Random-site Metropolis and Gibbs-with-Gradients.

@@ -2,6 +2,7 @@
 
 #include "balancing.h"
 #include "scan.h"
+#include "scratch.h"
 #include "types.h"
 
 namespace ebm {
@@ -23,7 +24,6 @@ struct PottsParams {
     double* acceptance_prob;   // (num_chains,), mean over the steps; null for Gibbs
     int64_t* num_flips;        // (num_chains,)
     void* workspace;           // CUDA, potts_gwg: num_chains times the scratch of a chain
-    int64_t* scratch_bytes;    // potts_gwg_scratch: what it writes, for one chain
     int64_t num_chains;
     int64_t num_sites;
     int64_t num_steps;
@@ -36,5 +36,13 @@ struct PottsParams {
     Balancing balancing;
     Place place;
 };
+
+// Numbers of a site: of its categories, and what fills them up to vectors.
+static inline constexpr int potts_row(int num_categories) { return num_categories <= 4 ? 4 : (num_categories + 15) / 16 * 16; }
+
+// Scratch of a chain of potts_gwg: the tree, and the fields of every site.
+static inline constexpr int64_t potts_gwg_scratch_bytes(int64_t num_sites, int32_t num_categories, int64_t max_degree) {
+    return sum_tree_bytes(num_sites, max_degree + 1) + round_up_64(4 * num_sites * potts_row(num_categories));
+}
 
 }  // namespace ebm

@@ -23,21 +23,10 @@ Status metropolis_of(const PottsParams& p) {
     return for_each_chain(PottsMetropolis<kTable, kRow>{{p}}, p.num_chains, potts_grain(p, 1, 50), 0, nullptr, p.place);
 }
 
-template <bool kTable, int kRow, Balancing kBalancing>
-Status gwg_with(const PottsParams& p) {
-    PottsGwg<kTable, kRow, kBalancing> body(p);
-    return for_each_chain(body, p.num_chains, potts_grain(p, 1, 200), body.layout.bytes, p.workspace, p.place);
-}
-
 template <bool kTable, int kRow>
 Status gwg_of(const PottsParams& p) {
-    switch (p.balancing) {
-        case Balancing::sqrt: return gwg_with<kTable, kRow, Balancing::sqrt>(p);
-        case Balancing::barker: return gwg_with<kTable, kRow, Balancing::barker>(p);
-        case Balancing::min: return gwg_with<kTable, kRow, Balancing::min>(p);
-        case Balancing::max: return gwg_with<kTable, kRow, Balancing::max>(p);
-        default: return "no such balancing function";
-    }
+    int64_t scratch = potts_gwg_scratch_bytes(p.num_sites, p.num_categories, p.max_degree);
+    return for_each_chain(PottsGwg<kTable, kRow>(p), p.num_chains, potts_grain(p, 1, 200), scratch, p.workspace, p.place);
 }
 
 }  // namespace
@@ -50,11 +39,6 @@ Status potts_gibbs(const PottsParams& p) {
 }
 
 Status potts_metropolis(const PottsParams& p) { return p.is_table ? metropolis_of<true, 4>(p) : metropolis_of<false, 4>(p); }
-
-Status potts_gwg_scratch(const PottsParams& p) {
-    *p.scratch_bytes = PottsGwgLayout(p.num_sites, p.num_categories, p.max_degree).bytes;
-    return nullptr;
-}
 
 Status potts_gwg(const PottsParams& p) {
     if (p.num_categories <= 4) return p.is_table ? gwg_of<true, 4>(p) : gwg_of<false, 4>(p);
