@@ -36,8 +36,7 @@ template <class V>
 EBM_HD V count_from(int32_t first) {
     constexpr int kCount = sizeof(V) / 4;
     int32_t numbers[kCount];
-    EBM_UNROLL for (int j = 0; j < kCount; ++j)
-        numbers[j] = first + j;
+    EBM_UNROLL_LANES for (int j = 0; j < kCount; ++j) numbers[j] = first + j;
     return load<V>(numbers);
 }
 
@@ -303,8 +302,7 @@ struct PottsGwg : PottsModel<kTable, kRow> {
                     const int64_t site = site_of(first + t);
                     const int32_t* row = c.fields + 4 * site;
                     const int32_t now = c.x[site];
-                    EBM_UNROLL for (int k = 0; k < 4; k += kStep)
-                        store(packed + 4 * t + k, changes<Ints>(row + k, row[now], now, k));
+                    EBM_UNROLL_LANES for (int k = 0; k < 4; k += kStep) store(packed + 4 * t + k, changes<Ints>(row + k, row[now], now, k));
                 }
                 for (int k = 0; k < 4 * here; k += kLanes) store(weights + k, weights_of(load<I32>(packed + k), c.unit));
                 for (int t = 0; t < here; ++t) put(first + t, this->sum_of(weights + 4 * t));

@@ -46,8 +46,7 @@ struct Lanes {
 
     static EBM_HD Lanes at(const C* p) {
         Lanes out;
-        EBM_UNROLL for (int i = 0; i < kCount; ++i)
-            out.v[i] = load_from(p + i * kWidth);
+        EBM_UNROLL_LANES for (int i = 0; i < kCount; ++i) out.v[i] = load_from(p + i * kWidth);
         return out;
     }
 
@@ -60,26 +59,19 @@ struct Lanes {
 
     static EBM_HD Lanes filled(C value) {
         Lanes out;
-        EBM_UNROLL for (int i = 0; i < kCount; ++i)
-            out.v[i] = V{} + value;
+        EBM_UNROLL_LANES for (int i = 0; i < kCount; ++i) out.v[i] = V{} + value;
         return out;
     }
 
-    EBM_HD void put(C* values) const {
-        EBM_UNROLL for (int i = 0; i < kCount; ++i)
-            store_to(values + i * kWidth, v[i]);
-    }
+    EBM_HD void put(C* values) const { EBM_UNROLL_LANES for (int i = 0; i < kCount; ++i) store_to(values + i * kWidth, v[i]); }
 
     EBM_HD void add_to(double (&sums)[kSumLanes]) const {
 #if defined(__CUDACC__)
-        EBM_UNROLL for (int i = 0; i < kCount; ++i)
-            sums[i] += static_cast<double>(v[i]);
+        EBM_UNROLL_LANES for (int i = 0; i < kCount; ++i) sums[i] += static_cast<double>(v[i]);
 #else
         alignas(64) double wide[kSumLanes];
-        EBM_UNROLL for (int i = 0; i < kCount; ++i)
-            store_lanes(wide + i * kWidth, v[i]);
-        EBM_UNROLL for (int i = 0; i < kSumLanes; i += kLanes / 2)
-            store(sums + i, load<F64>(sums + i) + load<F64>(wide + i));
+        EBM_UNROLL_LANES for (int i = 0; i < kCount; ++i) store_lanes(wide + i * kWidth, v[i]);
+        EBM_UNROLL_LANES for (int i = 0; i < kSumLanes; i += kLanes / 2) store(sums + i, load<F64>(sums + i) + load<F64>(wide + i));
 #endif
     }
 };
@@ -91,24 +83,26 @@ EBM_HD double sum_of(const double (&sums)[kSumLanes]) {
     return (half[0] + half[2]) + (half[1] + half[3]);
 }
 
-// ln g(exp d) - ln g(exp top). V: one number or a vector of them.
-template <Balancing kBalancing, class C>
+// ln g(exp d) - ln g(exp top). V: one number or a vector of them. kIsSqrt: the usual g, in code of its own.
+template <bool kIsSqrt, class C>
 struct LogWeight {
+    Balancing balancing;
     C top, top_negative_part, top_correction;
 
-    EBM_HD explicit LogWeight(C top) : top(top), top_negative_part(top > 0 ? C(0) : top), top_correction(correction<C>(top)) {}
+    EBM_HD LogWeight(C top, Balancing balancing)
+        : balancing(balancing), top(top), top_negative_part(top > 0 ? C(0) : top), top_correction(correction<C>(top)) {}
 
     template <class V>
-    static EBM_HD V correction(V d) {
-        return kBalancing == Balancing::barker ? V(log_of(exp_of_negative(d > V{} ? -d : d) + C(1))) : V{};
+    EBM_HD V correction(V d) const {
+        return !kIsSqrt && balancing == Balancing::barker ? V(log_of(exp_of_negative(d > V{} ? -d : d) + C(1))) : V{};
     }
 
     template <class V>
     EBM_HD V operator()(V d) const {
-        if (kBalancing == Balancing::sqrt) return (d - top) * C(0.5);
+        if (kIsSqrt || balancing == Balancing::sqrt) return (d - top) * C(0.5);
         V negative_part = d > V{} ? V{} : d;  // a NaN stays one
-        if (kBalancing == Balancing::min) return negative_part - top_negative_part;
-        if (kBalancing == Balancing::barker) return (negative_part - top_negative_part) - (correction<V>(d) - top_correction);
+        if (balancing == Balancing::min) return negative_part - top_negative_part;
+        if (balancing == Balancing::barker) return (negative_part - top_negative_part) - (correction<V>(d) - top_correction);
         V positive_part = d < V{} ? V{} : d;
         V log_weight = positive_part - (top > 0 ? top : C(0));
         return d == V{} - C(kInfinity) ? d : log_weight;
@@ -117,8 +111,7 @@ struct LogWeight {
 
 template <class C>
 EBM_HD void take_larger(const Lanes<C>& row, Lanes<C>& top) {
-    EBM_UNROLL for (int i = 0; i < Lanes<C>::kCount; ++i)
-        top.v[i] = row.v[i] > top.v[i] ? row.v[i] : top.v[i];
+    EBM_UNROLL_LANES for (int i = 0; i < Lanes<C>::kCount; ++i) top.v[i] = row.v[i] > top.v[i] ? row.v[i] : top.v[i];
 }
 
 template <class C>
@@ -136,12 +129,12 @@ EBM_HD C largest(const C* d, int64_t size) {
 }
 
 // The distribution over the changes of a chain.
-template <Balancing kBalancing, class C>
+template <bool kIsSqrt, class C>
 class Changes {
 public:
     // chunk_sums: room for kSumLanes sums of every chunk; null if nothing will be drawn.
-    EBM_HD Changes(const C* d, int64_t size, C* chunk_sums)
-        : d_(d), size_(size), chunk_sums_(chunk_sums), top_(largest(d, size)), log_weight_(top_) {
+    EBM_HD Changes(const C* d, int64_t size, C* chunk_sums, Balancing balancing)
+        : d_(d), size_(size), chunk_sums_(chunk_sums), top_(largest(d, size)), log_weight_(top_, balancing) {
         using L = Lanes<C>;
         for (int i = 0; i < kSumLanes; ++i) lane_[i] = 0.0;
         for (int64_t begin = 0, chunk = 0; begin < size; ++chunk) {
@@ -213,15 +206,12 @@ private:
     template <int kRows>
     EBM_HD void add_weights(const C* d, Lanes<C>& sums) const {
         Lanes<C> rows[kRows];
-        EBM_UNROLL for (int j = 0; j < kRows; ++j)
-            rows[j] = Lanes<C>::at(d + j * kSumLanes);
-        EBM_UNROLL for (int j = 0; j < kRows; ++j) {
-            EBM_UNROLL for (int i = 0; i < Lanes<C>::kCount; ++i)
-                rows[j].v[i] = exp_of_negative(log_weight_(rows[j].v[i]));
+        EBM_UNROLL_LANES for (int j = 0; j < kRows; ++j) rows[j] = Lanes<C>::at(d + j * kSumLanes);
+        EBM_UNROLL_LANES for (int j = 0; j < kRows; ++j) {
+            EBM_UNROLL_LANES for (int i = 0; i < Lanes<C>::kCount; ++i) rows[j].v[i] = exp_of_negative(log_weight_(rows[j].v[i]));
         }
-        EBM_UNROLL for (int j = 0; j < kRows; ++j) {
-            EBM_UNROLL for (int i = 0; i < Lanes<C>::kCount; ++i)
-                sums.v[i] = sums.v[i] + rows[j].v[i];
+        EBM_UNROLL_LANES for (int j = 0; j < kRows; ++j) {
+            EBM_UNROLL_LANES for (int i = 0; i < Lanes<C>::kCount; ++i) sums.v[i] = sums.v[i] + rows[j].v[i];
         }
     }
 
@@ -229,7 +219,7 @@ private:
     int64_t size_;
     C* chunk_sums_;
     C top_;
-    LogWeight<kBalancing, C> log_weight_;
+    LogWeight<kIsSqrt, C> log_weight_;
     alignas(64) double lane_[kSumLanes];
     double total_, log_total_;
 };
@@ -250,7 +240,7 @@ EBM_HD C* copy_row(C* to, const C* from, int64_t size) {
     return to;
 }
 
-template <Balancing kBalancing, class C>
+template <bool kIsSqrt, class C>
 struct ProposeFlips {
     ProposeFlipsParams p;
 
@@ -261,20 +251,20 @@ struct ProposeFlips {
         int64_t* index = p.index + chain * p.num_draws;
         double log_q = 0.0;
         if (p.with_replacement) {
-            Changes<kBalancing, C> changes(d, size, chunk_sums);
+            Changes<kIsSqrt, C> changes(d, size, chunk_sums, p.balancing);
             for (int64_t j = 0; j < p.num_draws; ++j) log_q += draw(changes, chain, j, index);
             if (p.num_categories > 1 && has_conflict(index)) log_q = log_q == log_q ? kInfinity : log_q;
         } else {
             C* left = copy_row(chunk_sums + chunks * kSumLanes, d, size);
             for (int64_t j = 0; j < p.num_draws; ++j) {
-                log_q += draw(Changes<kBalancing, C>(left, size, chunk_sums), chain, j, index);
+                log_q += draw(Changes<kIsSqrt, C>(left, size, chunk_sums, p.balancing), chain, j, index);
                 strike_out(left, index[j], size, p.num_categories);
             }
         }
         p.log_q[chain] = log_q;
     }
 
-    EBM_HD double draw(const Changes<kBalancing, C>& changes, int64_t chain, int64_t j, int64_t* index) const {
+    EBM_HD double draw(const Changes<kIsSqrt, C>& changes, int64_t chain, int64_t j, int64_t* index) const {
         index[j] = 0;
         if (!changes.is_proper()) return not_a_number();
         index[j] = changes.draw(uniform_draw(p.key, chain, j, p.stream));
@@ -314,7 +304,7 @@ EBM_HD void settle(const P& p, const Verdict& verdict, int64_t chain, int64_t si
     copy_row(static_cast<C*>(p.differences) + chain * size, static_cast<const C*>(p.new_differences) + chain * size, size);
 }
 
-template <Balancing kBalancing, class C>
+template <bool kIsSqrt, class C>
 struct AcceptFlips {
     AcceptFlipsParams p;
 
@@ -327,13 +317,13 @@ struct AcceptFlips {
         double log_q_back = 0.0;
         bool is_proper = is_finite(after);
         if (p.with_replacement) {
-            Changes<kBalancing, C> changes(d, size, nullptr);
+            Changes<kIsSqrt, C> changes(d, size, nullptr, p.balancing);
             is_proper = is_proper && changes.is_proper();
             for (int64_t j = 0; j < p.num_draws; ++j) log_q_back += changes.log_prob(back[j]);
         } else {
             C* left = copy_row(static_cast<C*>(scratch), d, size);
             for (int64_t j = p.num_draws - 1; j >= 0; --j) {  // the way back visits the sites the other way round
-                Changes<kBalancing, C> changes(left, size, nullptr);
+                Changes<kIsSqrt, C> changes(left, size, nullptr, p.balancing);
                 is_proper = is_proper && changes.is_proper();
                 log_q_back += changes.log_prob(back[j]);
                 strike_out(left, back[j], size, p.num_categories);
@@ -406,8 +396,7 @@ public:
                 add_sites(L::part_of(d + begin, stop - begin), L::at(signs), sums, products);
                 begin = stop;
             }
-            EBM_UNROLL for (int i = 0; i < L::kCount; ++i)
-                sums.v[i] = sums.v[i] - log_of(products.v[i]);
+            EBM_UNROLL_LANES for (int i = 0; i < L::kCount; ++i) sums.v[i] = sums.v[i] - log_of(products.v[i]);
             sums.add_to(lane);
         }
         value = sum_of(lane);
@@ -421,7 +410,7 @@ private:
     // ln sigmoid(chosen) = min(chosen, 0) - ln(1 + exp(-|z|)); the latter of several sites by one logarithm of the product.
     EBM_HD void add_sites(const Lanes<C>& row, const Lanes<C>& sign, Lanes<C>& sums, Lanes<C>& products) const {
         using V = typename Lanes<C>::V;
-        EBM_UNROLL for (int i = 0; i < Lanes<C>::kCount; ++i) {
+        EBM_UNROLL_LANES for (int i = 0; i < Lanes<C>::kCount; ++i) {
             V z = row.v[i] * C(0.5) - penalty_;
             products.v[i] = products.v[i] * (exp_of_negative(z > V{} ? -z : z) + C(1));
             V chosen = z * sign.v[i];

@@ -22,9 +22,8 @@ EBM_HD const T* padded(const T* p, int64_t count, T idle, T (&copy)[kChunk]) {
 EBM_HD float tree_sum(const float (&x)[kChunk]) {
     float sums[kChunk];
     memcpy(sums, x, sizeof sums);
-    EBM_UNROLL for (int half = kChunk / 2; half > 0; half /= 2) {
-        EBM_UNROLL for (int i = 0; i < half; ++i)
-            sums[i] += sums[i + half];
+    EBM_UNROLL_LANES for (int half = kChunk / 2; half > 0; half /= 2) {
+        EBM_UNROLL_LANES for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
     }
     return sums[0];
 }
@@ -101,21 +100,17 @@ struct SigmoidBernoulliBody {
 // Σ ln(1 + e^x) = Σ max(x, 0) + ln Π (1 + e^-|x|): the sum in double, the product in 16 floats that are emptied in time.
 class SoftplusSum {
 public:
-    EBM_HD SoftplusSum() {
-        EBM_UNROLL for (int i = 0; i < kParts; ++i)
-            products_[i] = F32{} + 1.0f;
-    }
+    EBM_HD SoftplusSum() { EBM_UNROLL_LANES for (int i = 0; i < kParts; ++i) products_[i] = F32{} + 1.0f; }
 
     // Of kChunk elements; an element of -1000 adds exactly nothing. `means`: sigmoid of x.
     EBM_HD void add(const float* x, float* means) {
-        EBM_UNROLL for (int i = 0; i < kParts; ++i) {
+        EBM_UNROLL_LANES for (int i = 0; i < kParts; ++i) {
             F32 v = load<F32>(x + i * kLanes);
             F32 odds = exp_below<F32>(-magnitude_of<F32>(v));
             F32 whole = odds + 1.0f;
             F64 positive[kHalves];
             to_double(v <= 0.0f ? F32{} : v, positive);  // a NaN stays
-            EBM_UNROLL for (int j = 0; j < kHalves; ++j)
-                sums_[i * kHalves + j] += positive[j];
+            EBM_UNROLL_LANES for (int j = 0; j < kHalves; ++j) sums_[i * kHalves + j] += positive[j];
             products_[i] *= whole;
             store(means + i * kLanes, (v > 0.0f ? F32{} + 1.0f : odds) / whole);
         }
@@ -137,14 +132,12 @@ private:
         memcpy(all, products_, sizeof all);
         double product[kChunk];
         for (int i = 0; i < kChunk; ++i) product[i] = static_cast<double>(all[i]);
-        EBM_UNROLL for (int half = kChunk / 2; half > 0; half /= 2) {
-            EBM_UNROLL for (int i = 0; i < half; ++i)
-                product[i] *= product[i + half];
+        EBM_UNROLL_LANES for (int half = kChunk / 2; half > 0; half /= 2) {
+            EBM_UNROLL_LANES for (int i = 0; i < half; ++i) product[i] *= product[i + half];
         }
         const F64 logs = neg_two_log(F64{} + product[0]);
         logs_ += -0.5 * load<double>(reinterpret_cast<const double*>(&logs));
-        EBM_UNROLL for (int i = 0; i < kParts; ++i)
-            products_[i] = F32{} + 1.0f;
+        EBM_UNROLL_LANES for (int i = 0; i < kParts; ++i) products_[i] = F32{} + 1.0f;
     }
 
     F64 sums_[kParts * kHalves] = {};
@@ -183,11 +176,11 @@ struct RbmRecord {
 static_assert(sizeof(RbmRecord) <= kRbmRecord * sizeof(double), "a record is longer than its columns");
 
 // Log weight of a flip, ln g(e^d); below -1e38 whatever g is, where d is: such are the places that fill up a row.
-template <Balancing kBalancing, class F>
-EBM_HD F balance(F d) {
-    if (kBalancing == Balancing::barker) return -softplus_of<F>(-d);
-    if (kBalancing == Balancing::min) return d < 0.0f ? d : F{};
-    if (kBalancing == Balancing::max) return (d > 0.0f) | (d < -1.0e38f) ? d : F{};
+template <class F>
+EBM_HD F log_balanced(F d, Balancing balancing) {
+    if (balancing == Balancing::barker) return -softplus_of<F>(-d);
+    if (balancing == Balancing::min) return d < 0.0f ? d : F{};
+    if (balancing == Balancing::max) return (d > 0.0f) | (d < -1.0e38f) ? d : F{};
     return d * 0.5f;
 }
 
@@ -195,7 +188,6 @@ EBM_HD F balance(F d) {
 // taken to first order: d_i = (1 - 2 v_i)(a_i + (sigmoid(b + vW) Wᵀ)_i). The inputs b + vW are exact sums of fixed-point numbers, hence
 // a function of v alone, however v was reached. Rows are filled up to whole chunks with sites that weigh nothing and hidden units that no
 // site sees: those add the same to every Σ softplus.
-template <Balancing kBalancing>
 struct RbmGwgBody {
     RbmGwgParams p;
 
@@ -220,7 +212,7 @@ struct RbmGwgBody {
     }
 
 private:
-    EBM_HD float log_weight(float v, float a, float pull) const { return balance<kBalancing, float>((1.0f - 2.0f * v) * (a + pull)); }
+    EBM_HD float log_weight(float v, float a, float pull) const { return log_balanced<float>((1.0f - 2.0f * v) * (a + pull), p.balancing); }
 
     // inputs += direction · row of the weights; means = sigmoid(inputs). Returns Σ softplus(inputs).
     EBM_HD double activate(int64_t chain, int64_t site, int32_t direction) const {
@@ -248,15 +240,15 @@ private:
         float* balanced = p.balanced + (chain * 2 + side) * p.num_visible;
         constexpr int kParts = kChunk / kLanes;
         F32 largest[kParts], sums[kParts];
-        EBM_UNROLL for (int i = 0; i < kParts; ++i) {
+        EBM_UNROLL_LANES for (int i = 0; i < kParts; ++i) {
             largest[i] = F32{} - 3.0e38f;
             sums[i] = F32{};
         }
         for (int64_t e = 0; e < p.num_visible; e += kChunk) {
-            EBM_UNROLL for (int part = 0; part < kParts; ++part) {
+            EBM_UNROLL_LANES for (int part = 0; part < kParts; ++part) {
                 const int64_t i = e + part * kLanes;
                 F32 sign = 1.0f - 2.0f * load<F32>(states + i);
-                F32 log_weight = balance<kBalancing, F32>(sign * (load<F32>(p.visible_bias + i) + load<F32>(pulls + i)));
+                F32 log_weight = log_balanced<F32>(sign * (load<F32>(p.visible_bias + i) + load<F32>(pulls + i)), p.balancing);
                 F32 weight = exp_below<F32>(log_weight - shift);
                 largest[part] = log_weight > largest[part] ? log_weight : largest[part];
                 sums[part] += weight;

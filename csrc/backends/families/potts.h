@@ -33,8 +33,10 @@ Status gwg_of(const PottsParams& p) {
 
 Status potts_gibbs(const PottsParams& p) {
     if (p.num_categories <= 4) return p.is_table ? gibbs_of<true, 4>(p) : gibbs_of<false, 4>(p);
-    if (p.num_categories <= 16) return p.is_table ? gibbs_of<true, 16>(p) : gibbs_of<false, 16>(p);
-    if (p.num_categories <= 32) return p.is_table ? gibbs_of<true, 32>(p) : gibbs_of<false, 32>(p);
+    if constexpr (kLanes > 1) {  // rows in registers
+        if (p.num_categories <= 16) return p.is_table ? gibbs_of<true, 16>(p) : gibbs_of<false, 16>(p);
+        if (p.num_categories <= 32) return p.is_table ? gibbs_of<true, 32>(p) : gibbs_of<false, 32>(p);
+    }
     return p.is_table ? gibbs_of<true, kMaxCategories>(p) : gibbs_of<false, kMaxCategories>(p);
 }
 
@@ -42,8 +44,10 @@ Status potts_metropolis(const PottsParams& p) { return p.is_table ? metropolis_o
 
 Status potts_gwg(const PottsParams& p) {
     if (p.num_categories <= 4) return p.is_table ? gwg_of<true, 4>(p) : gwg_of<false, 4>(p);
-    if (p.num_categories <= 16) return p.is_table ? gwg_of<true, 16>(p) : gwg_of<false, 16>(p);
-    if (p.num_categories <= 32) return p.is_table ? gwg_of<true, 32>(p) : gwg_of<false, 32>(p);
+    if constexpr (kLanes > 1) {  // rows in registers
+        if (p.num_categories <= 16) return p.is_table ? gwg_of<true, 16>(p) : gwg_of<false, 16>(p);
+        if (p.num_categories <= 32) return p.is_table ? gwg_of<true, 32>(p) : gwg_of<false, 32>(p);
+    }
     return p.is_table ? gwg_of<true, kMaxCategories>(p) : gwg_of<false, kMaxCategories>(p);
 }
 

@@ -9,19 +9,15 @@ namespace {
 // A thread's share of rows: about 16,384 weights.
 int64_t row_grain(int64_t num_changes) { return 1 + 16384 / num_changes; }
 
-template <template <Balancing, class> class Body, class C, class Params>
+template <template <bool, class> class Body, class C, class Params>
 Status for_each_balanced(const Params& p) {
     int64_t size = p.num_sites * p.num_categories;
     int64_t bytes = flip_scratch_bytes(size, sizeof(C), p.with_replacement);
-    switch (p.balancing) {
-        case Balancing::sqrt:
-            return for_each_chain(Body<Balancing::sqrt, C>{p}, p.num_chains, row_grain(size), bytes, p.workspace, p.place);
-        case Balancing::barker:
-            return for_each_chain(Body<Balancing::barker, C>{p}, p.num_chains, row_grain(size), bytes, p.workspace, p.place);
-        case Balancing::min: return for_each_chain(Body<Balancing::min, C>{p}, p.num_chains, row_grain(size), bytes, p.workspace, p.place);
-        case Balancing::max: return for_each_chain(Body<Balancing::max, C>{p}, p.num_chains, row_grain(size), bytes, p.workspace, p.place);
+    if constexpr (kLanes > 1) {
+        if (p.balancing == Balancing::sqrt)
+            return for_each_chain(Body<true, C>{p}, p.num_chains, row_grain(size), bytes, p.workspace, p.place);
     }
-    return "no such balancing function";
+    return for_each_chain(Body<false, C>{p}, p.num_chains, row_grain(size), bytes, p.workspace, p.place);
 }
 
 template <class C, class Draw>

@@ -26,15 +26,6 @@ Status sigmoid_bernoulli(const SigmoidBernoulliParams& p) {
 
 Status softplus_sum(const SoftplusSumParams& p) { return run_rows(SoftplusSumBody{p}, p.dim, p.place); }
 
-Status rbm_gwg(const RbmGwgParams& p) {
-    const int64_t row = p.num_visible + p.num_hidden;
-    switch (p.balancing) {
-        case Balancing::sqrt: return run_rows(RbmGwgBody<Balancing::sqrt>{p}, row, p.place);
-        case Balancing::barker: return run_rows(RbmGwgBody<Balancing::barker>{p}, row, p.place);
-        case Balancing::min: return run_rows(RbmGwgBody<Balancing::min>{p}, row, p.place);
-        case Balancing::max: return run_rows(RbmGwgBody<Balancing::max>{p}, row, p.place);
-    }
-    return "no such balancing function";
-}
+Status rbm_gwg(const RbmGwgParams& p) { return run_rows(RbmGwgBody{p}, p.num_visible + p.num_hidden, p.place); }
 
 EBM_END
