@@ -43,7 +43,8 @@ def check(inputs: Inputs) -> str:
     small = BernoulliRBM(8, 5)
     with torch.no_grad():
         small.weight.copy_(torch.randn(8, 5, generator=torch.Generator().manual_seed(1)))
-    return check_stationarity(inputs.sampler, small.to(inputs.x.device), (8,), 20)
+    passed: str = check_stationarity(inputs.sampler, small.to(inputs.x.device), (8,), 20)
+    return passed
 
 
 def _ours(inputs: Inputs) -> Run:
@@ -59,7 +60,8 @@ def _eager(inputs: Inputs) -> Part:
 
     def sweep(x: Tensor) -> Tensor:
         hidden = Bernoulli(probs=torch.sigmoid(linear(x, weight, hidden_bias))).sample()
-        return Bernoulli(probs=torch.sigmoid(linear(hidden, weight.T, visible_bias))).sample()
+        visible: Tensor = Bernoulli(probs=torch.sigmoid(linear(hidden, weight.T, visible_bias))).sample()
+        return visible
 
     def steps(i: int) -> Tensor:
         states = x

@@ -74,28 +74,68 @@ struct SigmoidBernoulliSink {
     EBM_HD void put(const Row& row, int64_t e, float word) const { row.out[e] = draw<float>(row.logits[e] * scale + bias[e], word); }
 };
 
-// The same of whole chains, whose words already lie in `out`.
+#if !defined(__CUDACC__)
+// The same, a chain at a time: what a row has beyond whole tiles of the launcher for blocks would be drawn one by one, and exp one by
+// one costs more than words that nobody needs.
 struct SigmoidBernoulliBody {
     SigmoidBernoulliSink sink;
+    const int64_t* key;
+    uint32_t stream;
+
+    static constexpr int64_t kTile = 4 * kLanes;  // elements of a block per lane
 
     EBM_HD void run(int64_t chain, void*) const {
-        const typename SigmoidBernoulliSink::Row row = sink.row(chain);
-        for (int64_t e = 0; e < sink.dim; e += kChunk) {
-            const int64_t count = sink.dim - e;
-            float word_copy[kChunk], x_copy[kChunk], bias_copy[kChunk];
-            const float* words = padded(row.out + e, count, 0.0f, word_copy);
-            const float* x = padded(row.logits + e, count, 0.0f, x_copy);
-            const float* bias = padded(sink.bias + e, count, 0.0f, bias_copy);
-            float* out = count >= kChunk ? row.out + e : word_copy;
-            for (int i = 0; i < kChunk; i += kLanes) {
-                store(out + i, sink.draw<F32>(load<F32>(x + i) * sink.scale + load<F32>(bias + i), load<F32>(words + i)));
+        const PhiloxKey rounds = philox_key(static_cast<uint64_t>(key[0]));
+        const uint64_t step = static_cast<uint64_t>(key[1]), id = static_cast<uint64_t>(key[2] + chain);
+        const PhiloxRow<uint64_t> constants = philox_row<uint64_t>(step, id, philox_c3(step, id, stream), rounds);
+        uint64_t order[2][kLanes / 2];  // of the blocks in the lanes, such that zips put words into memory order
+        for (int lane = 0; lane < kLanes; ++lane) order[lane % 2][lane / 2] = static_cast<uint64_t>(kLanes / 4 * (lane % 4) + lane / 4);
+        const SigmoidBernoulliSink::Row row = sink.row(chain);
+        int64_t e = 0;
+        for (; e + kTile < sink.dim; e += 2 * kTile) draw_tiles<2>(row, constants, rounds, order, e);
+        if (e < sink.dim) draw_tiles<1>(row, constants, rounds, order, e);
+    }
+
+private:
+    template <int N>
+    EBM_HD void draw_tiles(const SigmoidBernoulliSink::Row& row, const PhiloxRow<uint64_t>& constants, const PhiloxKey& rounds,
+                           const uint64_t (&order)[2][kLanes / 2], int64_t first) const {
+        U64 c0[2 * N], drawn[2 * N][4];
+        PhiloxRow<uint64_t> rows[2 * N];
+        EBM_UNROLL for (int i = 0; i < 2 * N; ++i) {
+            rows[i] = constants;
+            c0[i] = load<U64>(order[i % 2]) + static_cast<uint64_t>(first / 4 + i / 2 * kLanes);
+        }
+        philox4x32<2 * N>(c0, rows, rounds, drawn);
+        EBM_UNROLL for (int i = 0; i < N; ++i) {
+            F32 w[4];
+            EBM_UNROLL for (int j = 0; j < 4; ++j)
+                w[j] = as_float(merge(drawn[2 * i][j], drawn[2 * i + 1][j]));
+            const F64 lo01 = (F64)zip_lo32(w[0], w[1]), lo23 = (F64)zip_lo32(w[2], w[3]);
+            const F64 hi01 = (F64)zip_hi32(w[0], w[1]), hi23 = (F64)zip_hi32(w[2], w[3]);
+            const F32 words[4] = {(F32)zip_lo64(lo01, lo23), (F32)zip_hi64(lo01, lo23), (F32)zip_lo64(hi01, hi23),
+                                  (F32)zip_hi64(hi01, hi23)};
+            EBM_UNROLL for (int j = 0; j < 4; ++j)
+                draw_lanes(row, first + i * kTile + j * kLanes, words[j]);
+        }
+    }
+
+    EBM_HD void draw_lanes(const SigmoidBernoulliSink::Row& row, int64_t e, F32 words) const {
+        const int64_t count = sink.dim - e;
+        if (count >= kLanes) {
+            store(row.out + e, sink.draw<F32>(load<F32>(row.logits + e) * sink.scale + load<F32>(sink.bias + e), words));
+        } else if (count > 0) {
+            float x[kLanes], bias[kLanes];
+            for (int i = 0; i < kLanes; ++i) {
+                x[i] = i < count ? row.logits[e + i] : 0.0f;
+                bias[i] = i < count ? sink.bias[e + i] : 0.0f;
             }
-            if (count < kChunk) {
-                for (int64_t i = 0; i < count; ++i) row.out[e + i] = word_copy[i];
-            }
+            store(x, sink.draw<F32>(load<F32>(x) * sink.scale + load<F32>(bias), words));
+            for (int64_t i = 0; i < count; ++i) row.out[e + i] = x[i];
         }
     }
 };
+#endif
 
 // Σ ln(1 + e^x) = Σ max(x, 0) + ln Π (1 + e^-|x|): the sum in double, the product in 16 floats that are emptied in time.
 class SoftplusSum {

@@ -7,7 +7,7 @@ namespace ebm {
 
 // out = 1 with probability sigmoid(scale · logits + bias), else 0.
 struct SigmoidBernoulliParams {
-    float* out;           // (num_chains, dim), contiguous; not logits
+    float* out;           // (num_chains, dim), contiguous; may be logits
     const float* logits;  // (num_chains, dim), contiguous
     const float* bias;    // (dim,)
     const int64_t* key;   // [seed, step, first_chain], where `out` is

@@ -17,10 +17,7 @@ Status sigmoid_bernoulli(const SigmoidBernoulliParams& p) {
 #if defined(__CUDACC__)
     return for_each_block<float>(DrawWord{}, sink, p.key, p.num_chains, p.dim, 0, p.stream, p.place);
 #else
-    // Words first: what a row has beyond whole tiles is drawn one by one, and exp one by one costs more than another pass.
-    StoreSink<float> words{p.out, p.dim};
-    if (Status status = for_each_block<float>(DrawWord{}, words, p.key, p.num_chains, p.dim, 0, p.stream, p.place)) return status;
-    return for_each_chain(SigmoidBernoulliBody{sink}, p.num_chains, 1 + 16384 / p.dim, 0, nullptr, p.place);
+    return for_each_chain(SigmoidBernoulliBody{sink, p.key, p.stream}, p.num_chains, 1 + 16384 / p.dim, 0, nullptr, p.place);
 #endif
 }
 
