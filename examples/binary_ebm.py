@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--ais-chains", type=int, default=100)
-    parser.add_argument("--temperatures", type=int, default=3000)
+    parser.add_argument("--temperatures", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
