@@ -139,7 +139,7 @@ def main() -> None:
         num_iterations=args.iterations,
         num_steps=args.steps,
         batch_size=args.batch_size,
-        ema_decay=0.999,
+        ema_decay=0.99,
         max_grad_norm=10.0,
         seed=args.seed,
         log_every=max(1, args.iterations // 10),
