@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from support.truths import truth
 
 pytest.importorskip("matplotlib", reason="the extra 'demo' is not installed")
 pytest.importorskip("sklearn", reason="the extra 'demo' is not installed")
@@ -44,6 +48,23 @@ def test_example(name: str, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert re.search(FIGURES[name], result.stdout), result.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_energies_of_finite_lattices_are_the_exact_ones() -> None:
+    specification = importlib.util.spec_from_file_location("ising_phase_transition", ROOT / "examples" / "ising_phase_transition.py")
+    assert specification is not None
+    assert specification.loader is not None
+    example = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(example)
+    for case in truth("ising2d")["finite"]:
+        if (case["Lx"], case["Ly"]) == (8, 8) and case["beta"] in ("0.2", "0.4"):
+            point = example.measure(8, float(case["beta"]), num_chains=10_000, num_sweeps=20, num_kept=1, seed=3)
+            error = math.sqrt(case["var_energy_total"] / 10_000) / 64
+            assert abs(point.energy - case["energy_per_spin"]) < 5.45 * error
+            assert point.energy_error == pytest.approx(error, rel=0.05)
+    for case in truth("ising2d")["onsager"]:
+        assert example.exact_energy(float(case["beta"])) == pytest.approx(case["energy_per_spin"], abs=1e-6)
+        assert example.exact_magnetisation(float(case["beta"])) == pytest.approx(case["spontaneous_magnetisation"], abs=1e-6)
 
 
 def test_all_examples_are_tested_and_short() -> None:
