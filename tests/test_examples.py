@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from support.truths import truth
@@ -23,7 +24,7 @@ EXAMPLES = {
     "inverse_ising": "--side 4 --samples 50 --steps 1 3 --iterations 5 --chains 10 --threads 1",
     "binary_ebm": "--iterations 3 --batch-size 16 --steps 2 --channels 4 --ais-chains 5 --temperatures 3 --threads 1",
     "protein_potts": "--data 1atzA.aln --iterations 3 --chains 20 --sweeps 1 --fresh 50 --fresh-sweeps 3 --threads 1",
-    "rbm_mnist": "--data mnist.npz --epochs 1 --num-hidden 4 --ais-chains 3 --ais-betas 5",
+    "rbm_mnist": "--data images.npz --epochs 1 --num-hidden 100 --ais-chains 3 --ais-betas 5",
 }
 FIGURES = {
     "ising_phase_transition": r"0\.4407 +-1\.\d+ ± \d\.\d+ +-1\.41421",
@@ -37,7 +38,10 @@ FIGURES = {
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example(name: str, tmp_path: Path) -> None:
     arguments = EXAMPLES[name].split()
-    if "--data" in arguments:
+    if "images.npz" in arguments:
+        images = np.random.default_rng(0).integers(0, 256, (300, 28, 28), dtype=np.uint8)
+        np.savez(tmp_path / "images.npz", x_train=images, x_test=images[:100])
+    elif "--data" in arguments:
         file = DATA / arguments[1]
         if not file.is_file():
             pytest.skip(f"no data at hand: there is no {file.name} in ../shared/data beside the checkout")
