@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--ais-chains", type=int, default=100)
-    parser.add_argument("--temperatures", type=int, default=3000)
+    parser.add_argument("--temperatures", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
@@ -139,7 +139,7 @@ def main() -> None:
         num_iterations=args.iterations,
         num_steps=args.steps,
         batch_size=args.batch_size,
-        ema_decay=0.999,
+        ema_decay=0.99,
         max_grad_norm=10.0,
         seed=args.seed,
         log_every=max(1, args.iterations // 10),

@@ -125,7 +125,7 @@ def draw(path: Path, panels: dict[str, Tensor]) -> None:
     for axis, (title, images) in zip(axes, panels.items(), strict=True):
         grid = torch.nn.functional.pad(images.reshape(-1, 28, 28), (1, 1, 1, 1)).reshape(10, -1, 30, 30).transpose(1, 2).reshape(300, -1)
         bound = float(grid.abs().max()) / 2 if grid.min() < 0 else None
-        axis.imshow(grid, cmap="gray", vmin=None if bound is None else -bound, vmax=bound)
+        axis.imshow(grid.numpy(), cmap="gray", vmin=None if bound is None else -bound, vmax=bound)
         axis.set_title(title)
         axis.axis("off")
     figure.tight_layout()

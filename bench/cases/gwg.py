@@ -71,7 +71,9 @@ def eager_step(energy: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     def proposal(x: Tensor) -> torch.distributions.OneHotCategorical:
         x = x.detach().requires_grad_()
         (grad,) = torch.autograd.grad(energy(x).sum(), x)
-        return torch.distributions.OneHotCategorical(logits=(2 * x.detach() - 1) * grad / 2)
+        # By default its arguments are checked, as most users leave it; float32 probabilities of more sites than this do not pass.
+        validate_args = None if x.shape[1] <= 5000 else False
+        return torch.distributions.OneHotCategorical(logits=(2 * x.detach() - 1) * grad / 2, validate_args=validate_args)
 
     forward = proposal(x)
     change = forward.sample()
