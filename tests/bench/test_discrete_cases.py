@@ -51,8 +51,8 @@ def small(case: timing.Case, name: str, spec: Any) -> timing.NamedProblem:
     ("case", "spec"),
     [
         (gibbs.CASE, (50, 16)),
-        (gwg.CASE, (gwg.lattice, 6, 5, 40)),
-        (gwg.CASE, (gwg.random_graph, 40, 5, 40)),
+        (gwg.CASE, (gwg.lattice, 6, 100, 40)),
+        (gwg.CASE, (gwg.random_graph, 40, 100, 40)),
         (potts.CASE, (5, 3)),
         (potts.CASE, (4, 20)),
         (proposal.CASE, 5),
