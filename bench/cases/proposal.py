@@ -57,7 +57,7 @@ def _ours(inputs: Inputs) -> Run:
         site, log_q = ops.propose_flips(differences, key=key)
         old = x.gather(1, site)
         x.scatter_(1, site, 1 - old)
-        new_differences = (2 * x - 1) * inputs.new_grad
+        new_differences = torch.addcmul(-inputs.new_grad, x, inputs.new_grad, value=2)
         verdict = ops.accept_flips_(energy, differences, inputs.new_energy, new_differences, site, log_q, key=key)
         return x.scatter_(1, site, torch.where(verdict.is_accepted[:, None], 1 - old, old))
 

@@ -19,9 +19,15 @@ EBM_HD int32_t coupling_at(const IsingModel& m, int64_t entry) { return m.coupli
 EBM_HD int32_t field_at(const IsingModel& m, int64_t site) { return m.field[m.has_one_field ? 0 : site]; }
 
 EBM_HD int32_t local_field(const IsingModel& m, const int8_t* spins, int64_t site) {
-    int32_t sum = field_at(m, site);
-    for (int64_t k = m.offsets[site]; k < m.offsets[site + 1]; ++k) sum += coupling_at(m, k) * spins[m.neighbours[k]];
-    return sum;
+    const int64_t begin = m.offsets[site], end = m.offsets[site + 1];
+    int32_t sum = 0;
+    if (m.has_one_coupling) {
+        for (int64_t k = begin; k < end; ++k) sum += spins[m.neighbours[k]];
+        sum *= m.couplings[0];
+    } else {
+        for (int64_t k = begin; k < end; ++k) sum += m.couplings[k] * spins[m.neighbours[k]];
+    }
+    return sum + field_at(m, site);
 }
 
 // A site with local field f is +1 with probability σ(2f). Its less likely value, -sign f (-1 for f = 0), comes up iff a 32-bit word is
