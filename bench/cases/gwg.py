@@ -13,7 +13,7 @@ from ebmcore.bench.timing import Case, LeftOutError, NamedProblem, Part, Row, Ru
 from ebmcore.energies import Ising
 from ebmcore.samplers import GibbsWithGradients
 
-COUPLING, NUM_CHAINS, NUM_STEPS = 0.3, 100, 200
+COUPLING, NUM_CHAINS, NUM_STEPS = 0.3, 100, 1000
 TUNED_STEPS = 20
 
 

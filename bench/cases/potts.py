@@ -14,7 +14,7 @@ from ebmcore.bench.timing import Case, NamedProblem, Part, Row, Run
 from ebmcore.energies import Potts
 from ebmcore.samplers import GibbsWithGradients
 
-COUPLING, NUM_CHAINS, NUM_STEPS = 0.5, 100, 200
+COUPLING, NUM_CHAINS, NUM_STEPS = 0.5, 100, 1000
 TUNED_STEPS = 20
 
 

@@ -180,6 +180,16 @@ def test_probabilities_at_the_ends() -> None:
     assert math.isclose(float(ops.ising_energy(x, model)[0]), -100 * 1000.0, rel_tol=1e-9)
 
 
+def test_opcheck() -> None:
+    model, _ = MODELS["graph"]._model(torch.device("cpu"))
+    spins, key = spins_of(3, (23,)), KEY.tensor
+    flips = torch.zeros(3, dtype=torch.int64)
+    torch.library.opcheck(torch.ops.ebmcore.ising_gibbs.default, (spins, flips, key, *model[:6], [], None, None, 2, False))
+    torch.library.opcheck(torch.ops.ebmcore.ising_metropolis.default, (spins, key, *model[:6], 2, 0))
+    torch.library.opcheck(torch.ops.ebmcore.ising_gwg.default, (spins, key, *model[:6], 2, 0))
+    torch.library.opcheck(torch.ops.ebmcore.ising_energy.default, (spins, *model[:6], [], True))
+
+
 def test_bad_arguments() -> None:
     model, _ = MODELS["torus"]._model(torch.device("cpu"))
     x = spins_of(2, (6, 4))

@@ -290,11 +290,6 @@ def test_opcheck(name):
     torch.library.opcheck(op, arguments)
 
 
-def test_every_op_is_opchecked():
-    registered = {str(schema.name).removeprefix("ebmcore::") for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("ebmcore::")}
-    assert registered == {name.partition(",")[0] for name in OPCHECKS}
-
-
 def chain(x: Tensor, grad: Tensor, key: Tensor) -> Tensor:
     for _ in range(2):
         x = ops.langevin_step(x, grad, step_size=0.1, noise_std=0.3, key=key, clip_grad_norm=4.0)
