@@ -116,7 +116,9 @@ sanitizer() { # tool
     fi
     cat >"$WORK/short.py" <<'EOF'
 import torch
-from ebmcore import Key, ops
+from ebmcore import (
+    BlockGibbs, DiscreteLangevin, Gibbs, GibbsWithGradients, Key, PathAuxiliary, RandomFlipMetropolis, SwendsenWang, energies, ops,
+)
 
 key = Key(7, step=3, first_chain=11)
 for shape in ((5, 7), (3, 301), (2, 9001)):  # odd ends; gradient norms of several segments
@@ -133,6 +135,18 @@ for shape in ((5, 7), (3, 301), (2, 9001)):  # odd ends; gradient norms of sever
             assert draw(shape, key=key, dtype=dtype, device="cuda").isfinite().all()
         ops.bernoulli(shape, 0.3, key=key, dtype=dtype, device="cuda")
     ops.philox(shape, key=key, device="cuda")
+spins = torch.ones(3, 4, 6, dtype=torch.int8, device="cuda")
+tokens = torch.zeros(3, 4, 6, dtype=torch.uint8, device="cuda")
+bits = torch.zeros(3, 7, device="cuda")
+ising, potts = energies.Ising.lattice((4, 6), 0.3).cuda(), energies.Potts.lattice((4, 6), 5, 0.5).cuda()
+rbm, deep = energies.BernoulliRBM(7, 5).cuda(), energies.MLP(7, hidden=(4,)).cuda()
+for sampler in (Gibbs(), Gibbs("random"), Gibbs("checkerboard"), RandomFlipMetropolis(), GibbsWithGradients(), SwendsenWang()):
+    for energy, x in ((ising, spins), (potts, tokens)):
+        sampler(energy, x, 3, seed=1)
+for sampler in (GibbsWithGradients(), GibbsWithGradients(num_flips=2), DiscreteLangevin(0.5), PathAuxiliary(2)):
+    for energy, x in ((ising, spins), (potts, tokens), (deep, bits), (rbm, bits)):
+        sampler(energy, x, 3, seed=1)
+BlockGibbs()(rbm, bits, 3, seed=1)
 torch.cuda.synchronize()
 print("all ops ran")
 EOF
