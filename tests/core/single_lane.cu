@@ -3,7 +3,9 @@
 #include <vector>
 
 #include "../../csrc/kernels/block.h"
+#include "../../csrc/kernels/ising.h"
 #include "../../csrc/kernels/langevin.h"
+#include "../../csrc/kernels/potts.h"
 
 using namespace ebm;
 
@@ -55,6 +57,83 @@ void langevin(int64_t dim) {
     emit(out);
 }
 
+// A ring of n sites; entries of site i: to its lower neighbour by number, then to the higher one.
+struct Ring {
+    std::vector<int64_t> offsets;
+    std::vector<int32_t> neighbours, couplings, fields;
+    const double unit = 1.0 / 1024;
+
+    Ring(int64_t n, int64_t fields_per_site) {
+        for (int64_t i = 0; i < n; ++i) {
+            offsets.push_back(2 * i);
+            int32_t before = static_cast<int32_t>((i + n - 1) % n), after = static_cast<int32_t>((i + 1) % n);
+            for (int32_t j : {before < after ? before : after, before < after ? after : before}) {
+                neighbours.push_back(j);
+                int32_t edge = j == (i + 1) % n ? static_cast<int32_t>(i) : j;  // edge k joins k and k + 1
+                couplings.push_back(edge * 37 % 1500 - 700);
+            }
+            for (int64_t c = 0; c < fields_per_site; ++c) fields.push_back(static_cast<int32_t>((i * 13 + c * 29) % 900) - 450);
+        }
+        offsets.push_back(2 * n);
+        fields.resize(fields.size() + 16);
+    }
+};
+
+void ising(int64_t n) {
+    Ring ring(n, 1);
+    IsingModel m{ring.offsets.data(), ring.neighbours.data(), ring.couplings.data(), ring.fields.data(), &ring.unit, n, 2, false, false};
+    std::vector<int8_t> start(num_chains * n);
+    for (size_t i = 0; i < start.size(); ++i) start[i] = i * 7 % 3 ? 1 : -1;
+    for (Scan scan : {Scan::raster, Scan::random}) {
+        std::vector<int8_t> spins = start;
+        IsingGibbsParams p{};
+        p.spins = spins.data(), p.key = key, p.model = m, p.num_chains = num_chains, p.num_steps = 20, p.scan = scan;
+        for (int64_t chain = 0; chain < num_chains; ++chain) IsingGibbs{p}.run(chain, nullptr);
+        emit(spins);
+    }
+    std::vector<double> scratch(static_cast<size_t>(ising_gwg_scratch_bytes(m)) / 8 + 8);
+    bool accepted[num_chains];
+    double sums[num_chains];
+    int64_t flips[num_chains];
+    for (int kind = -1; kind < 4; ++kind) {
+        std::vector<int8_t> spins = start;
+        IsingChainParams p{};
+        p.spins = spins.data(), p.is_accepted = accepted, p.acceptance_sums = sums, p.num_flips = flips, p.key = key, p.model = m;
+        p.num_chains = num_chains, p.num_steps = 200, p.balancing = static_cast<Balancing>(kind < 0 ? 0 : kind);
+        for (int64_t chain = 0; chain < num_chains; ++chain) {
+            if (kind < 0) IsingMetropolis{p}.run(chain, nullptr);
+            if (kind >= 0) IsingGwg{p}.run(chain, scratch.data());
+        }
+        emit(spins);
+    }
+}
+
+void potts(int64_t n, int32_t q) {
+    Ring ring(n, q);
+    std::vector<uint8_t> start(num_chains * n);
+    for (size_t i = 0; i < start.size(); ++i) start[i] = static_cast<uint8_t>(i * 7 % static_cast<size_t>(q));
+    std::vector<double> scratch(static_cast<size_t>(potts_gwg_scratch_bytes(n, q, 2)) / 8 + 8);
+    bool accepted[num_chains];
+    double probs[num_chains];
+    int64_t flips[num_chains];
+    for (int kind = 0; kind < 3; ++kind) {
+        std::vector<uint8_t> states = start;
+        PottsParams p{};
+        p.states = states.data(), p.key = key, p.offsets = ring.offsets.data(), p.neighbours = ring.neighbours.data();
+        p.couplings = ring.couplings.data(), p.fields = ring.fields.data(), p.unit = &ring.unit, p.is_accepted = accepted;
+        p.acceptance_prob = probs, p.num_flips = flips, p.num_chains = num_chains, p.num_sites = n, p.num_steps = kind == 0 ? 20 : 200;
+        p.max_degree = 2, p.coupling_stride = 1, p.num_categories = q, p.is_bounded = true;
+        for (int64_t chain = 0; chain < num_chains; ++chain) {
+            if (kind == 0 && q <= 4) PottsGibbs<false, 4>{{p}}.run(chain, nullptr);
+            if (kind == 0 && q > 4) PottsGibbs<false, kMaxCategories>{{p}}.run(chain, nullptr);
+            if (kind == 1) PottsMetropolis<false, 4>{{p}}.run(chain, nullptr);
+            if (kind == 2 && q <= 4) PottsGwg<false, 4>(p).run(chain, scratch.data());
+            if (kind == 2 && q > 4) PottsGwg<false, kMaxCategories>(p).run(chain, scratch.data());
+        }
+        emit(states);
+    }
+}
+
 int main() {
     for (int64_t dim : {1, 6, 200, 10007}) {
         emit(normals<float>(dim, 2));
@@ -72,5 +151,7 @@ int main() {
         langevin<BFloat16>(dim);
         langevin<Float16>(dim);
     }
+    for (int64_t n : {5, 40, 300}) ising(n);
+    for (int32_t q : {3, 20}) potts(40, q);
     return 0;
 }

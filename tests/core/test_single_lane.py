@@ -30,17 +30,58 @@ def results_of_cpu_kernels(dim: int) -> list[torch.Tensor]:
     return results
 
 
+def ring(n: int, fields_per_site: int) -> tuple[torch.Tensor, ...]:
+    """As in single_lane.cu: offsets, neighbours, couplings and fields of a ring, and the energy of 1."""
+    neighbours = torch.tensor([sorted(((i - 1) % n, (i + 1) % n)) for i in range(n)])
+    sites = torch.arange(n)[:, None]
+    edges = torch.where(neighbours == (sites + 1) % n, sites, neighbours)
+    fields = ((sites * 13 + torch.arange(fields_per_site) * 29) % 900 - 450).flatten()
+    parts = (neighbours.flatten(), (edges * 37 % 1500 - 700).flatten(), fields)
+    unit = torch.tensor([1 / 1024], dtype=torch.float64)
+    return 2 * torch.arange(n + 1), *(part.to(torch.int32) for part in parts), unit
+
+
+def results_of_ising_chains(n: int) -> list[torch.Tensor]:
+    offsets, neighbours, couplings, fields, unit = ring(n, 1)
+    model = ops.IsingModel(offsets, neighbours, couplings, fields, unit, max_degree=2)
+    start = torch.where(torch.arange(5 * n) * 7 % 3 != 0, 1, -1).to(torch.int8).reshape(5, n)
+    results = [ops.ising_gibbs_(start.clone(), model, key=KEY, num_steps=20, is_random=is_random) for is_random in (False, True)]
+    for balancing in (None, "sqrt", "barker", "min", "max"):
+        spins = start.clone()
+        if balancing is None:
+            ops.ising_metropolis_(spins, model, key=KEY, num_steps=200)
+        else:
+            ops.ising_gwg_(spins, model, key=KEY, num_steps=200, balancing=balancing)
+        results.append(spins)
+    return results
+
+
+def results_of_potts_chains(n: int, q: int) -> list[torch.Tensor]:
+    offsets, neighbours, couplings, fields, unit = ring(n, q)
+    fields = torch.cat((fields, torch.zeros(16, dtype=torch.int32)))
+    start = (torch.arange(5 * n) * 7 % q).to(torch.uint8).reshape(5, n)
+    results = []
+    for kernel in ("gibbs", "metropolis", "gwg"):
+        tokens = start.clone()
+        tables = ops.PottsTables(offsets, neighbours, couplings, 1, False, True, None, fields, q, unit, 2)
+        ops.potts_chain_(kernel, tokens, tables, key=KEY, num_steps=20 if kernel == "gibbs" else 200)
+        results.append(tokens)
+    return results
+
+
 def test_single_lane_maths_has_the_bits_of_the_cpu(tmp_path: Path) -> None:
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not installed")
     program = tmp_path / "single_lane"
-    flags = ["-std=c++17", "-O1", "-DEBM_TARGET=cuda", "-Xcompiler=-ffp-contract=off", "-arch=sm_80"]
+    flags = ["-std=c++17", "-O1", "--expt-relaxed-constexpr", "-DEBM_TARGET=cuda", "-Xcompiler=-ffp-contract=off", "-arch=sm_80"]
     subprocess.run(["nvcc", *flags, "-o", str(program), str(SOURCE)], check=True)
     output = subprocess.run([program], check=True, capture_output=True).stdout
     expected = [result for dim in (1, 6, 200, 10007) for result in results_of_cpu_kernels(dim)]
+    expected += [result for n in (5, 40, 300) for result in results_of_ising_chains(n)]
+    expected += [result for q in (3, 20) for result in results_of_potts_chains(40, q)]
     assert len(output) == sum(result.nbytes for result in expected)
     at = 0
     for i, result in enumerate(expected):
         bits = bytes(result.contiguous().view(torch.uint8).numpy())
-        assert output[at : at + len(bits)] == bits, f"result {i % 11} of shape {tuple(result.shape)}"
+        assert output[at : at + len(bits)] == bits, f"result {i} of shape {tuple(result.shape)}"
         at += len(bits)
