@@ -95,7 +95,8 @@ template <class Params>
 void set_workspace(Params& p, const py::object& workspace, const TensorView& x, const char* name) {
     p.place = place_of(x);
     if (workspace.is_none() && !x.is_cuda) return;
-    p.workspace = data_of<uint8_t>(workspace, Dtype::uint8, p.num_chains * rbm_scratch_bytes(p.num_visible, p.num_hidden), x, name, "workspace");
+    p.workspace =
+        data_of<uint8_t>(workspace, Dtype::uint8, p.num_chains * rbm_scratch_bytes(p.num_visible, p.num_hidden), x, name, "workspace");
 }
 
 void rbm_gibbs(const py::object& states, const py::object& num_flips, const py::object& weight, const py::object& transposed,

@@ -72,7 +72,9 @@ struct SigmoidBernoulliSink {
     };
     EBM_HD Row row(int64_t chain) const { return {out + chain * dim, logits + chain * dim}; }
 
-    EBM_HD void put(const Row& row, int64_t e, float word) const { row.out[e] = draw_sigmoid<float>(row.logits[e] * scale + bias[e], word); }
+    EBM_HD void put(const Row& row, int64_t e, float word) const {
+        row.out[e] = draw_sigmoid<float>(row.logits[e] * scale + bias[e], word);
+    }
 };
 
 #if !defined(__CUDACC__)

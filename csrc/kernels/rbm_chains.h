@@ -73,7 +73,8 @@ private:
 EBM_HD void add_products(const float* units, int64_t num_units, const float* weight, int64_t stride, F32 (&sums)[kTileUnits]) {
     for (int64_t e = 0; e < num_units; ++e) {
         const F32 x = load<F32>(units + e * kLanes);
-        EBM_UNROLL for (int t = 0; t < kTileUnits; ++t) sums[t] += x * weight[e * stride + t];
+        EBM_UNROLL for (int t = 0; t < kTileUnits; ++t)
+            sums[t] += x * weight[e * stride + t];
     }
 }
 
@@ -195,13 +196,16 @@ private:
                 const F32 whole = odds + 1.0f;
                 product *= whole;
                 to_double(x > 0.0f ? x : F32{}, halves);
-                EBM_UNROLL for (int h = 0; h < kHalves; ++h) sums[h] += halves[h];
+                EBM_UNROLL for (int h = 0; h < kHalves; ++h)
+                    sums[h] += halves[h];
                 store(g.means + j * kLanes, (x > 0.0f ? F32{} + 1.0f : odds) / whole);
             }
             to_double(product, halves);
-            EBM_UNROLL for (int h = 0; h < kHalves; ++h) logs[h] += log_of(halves[h]);
+            EBM_UNROLL for (int h = 0; h < kHalves; ++h)
+                logs[h] += log_of(halves[h]);
         }
-        EBM_UNROLL for (int h = 0; h < kHalves; ++h) store(g.proposed_softplus + h * (kLanes / kHalves), sums[h] + logs[h]);
+        EBM_UNROLL for (int h = 0; h < kHalves; ++h)
+            store(g.proposed_softplus + h * (kLanes / kHalves), sums[h] + logs[h]);
     }
 
     // The weights of all flips of the proposed state, their sum, and the log share of the flip back.
@@ -221,13 +225,15 @@ private:
         for (int lane = 0; lane < kLanes; ++lane) back[lane] = g.proposed_weights[g.site[lane] * kLanes + lane];
         const F32 shift = (largest < 60.0f) & (largest > -60.0f) ? F32{} : largest;
         F64 sums[kHalves] = {}, halves[kHalves];
-        EBM_UNROLL_LANES for (int64_t e = 0; e < whole_tiles(p.num_visible); ++e) {
+        for (int64_t e = 0; e < whole_tiles(p.num_visible); ++e) {
             const F32 weight = exp_below<F32>(load<F32>(g.proposed_weights + e * kLanes) - shift);
             store(g.proposed_weights + e * kLanes, weight);
             to_double(weight, halves);
-            EBM_UNROLL for (int h = 0; h < kHalves; ++h) sums[h] += halves[h];
+            EBM_UNROLL for (int h = 0; h < kHalves; ++h)
+                sums[h] += halves[h];
         }
-        EBM_UNROLL for (int h = 0; h < kHalves; ++h) store(g.proposed_total + h * (kLanes / kHalves), sums[h]);
+        EBM_UNROLL for (int h = 0; h < kHalves; ++h)
+            store(g.proposed_total + h * (kLanes / kHalves), sums[h]);
         g.log_proposed_total = log_of_doubles(g.proposed_total);
         g.log_reverse_q = load<F32>(back) - shift - g.log_proposed_total;
     }
@@ -257,9 +263,10 @@ private:
         double targets[kLanes], sites[kLanes], chosen[kLanes];
         for (int lane = 0; lane < kLanes; ++lane) targets[lane] = unit_of(as_bits(words[lane])) * g.total[lane];
         F64 target[kHalves], below[kHalves] = {}, site[kHalves] = {}, weights[kHalves] = {}, halves[kHalves];
-        EBM_UNROLL for (int h = 0; h < kHalves; ++h) target[h] = load<F64>(targets + h * kWidth);
+        EBM_UNROLL for (int h = 0; h < kHalves; ++h)
+            target[h] = load<F64>(targets + h * kWidth);
         // The last site of some weight below which the weights do not exceed the target.
-        EBM_UNROLL_LANES for (int64_t e = 0; e < p.num_visible; ++e) {
+        for (int64_t e = 0; e < p.num_visible; ++e) {
             float* present = g.weights + e * kLanes;
             const F32 weight = g.is_accepted > 0.0f ? load<F32>(g.proposed_weights + e * kLanes) : load<F32>(present);
             store(present, weight);
@@ -288,7 +295,8 @@ private:
             v = 1.0f - v;
             const int32_t* row = p.weight + g.site[lane] * p.num_hidden;
             const int32_t direction = g.sign[lane] > 0.0f ? 1 : -1;
-            for (int64_t j = 0; j < p.num_hidden; ++j) g.proposed_inputs[j * kLanes + lane] = g.inputs[j * kLanes + lane] + direction * row[j];
+            for (int64_t j = 0; j < p.num_hidden; ++j)
+                g.proposed_inputs[j * kLanes + lane] = g.inputs[j * kLanes + lane] + direction * row[j];
         }
     }
 
