@@ -227,12 +227,13 @@ def test_whole_chains_do_not_depend_on_the_batch(kernel, cpu_target):
         assert torch.equal(again.num_flips, run.num_flips[part])
 
 
-def test_gwg_of_whole_chains_and_of_products_have_one_acceptance():
-    """The same mean acceptance at a size at which no table can be made."""
+@pytest.mark.parametrize(("num_visible", "num_hidden"), [(100, 25), (33, 40)])
+def test_gwg_of_whole_chains_and_of_products_have_one_acceptance(num_visible, num_hidden):
+    """The same mean acceptance at sizes at which no table can be made."""
     from ebmcore.ops import rbm as native
 
-    rbm, n = a_small_rbm(100, 25), 4000
-    x = (torch.rand(100, generator=torch.Generator().manual_seed(2)) < 0.5).float().expand(n, -1)
+    rbm, n = a_small_rbm(num_visible, num_hidden), 4000
+    x = (torch.rand(num_visible, generator=torch.Generator().manual_seed(2)) < 0.5).float().expand(n, -1)
     arguments = rbm.weight.detach(), rbm.visible_bias.detach(), rbm.hidden_bias.detach()
     means = []
     for limit, seed in ((2**60, 1), (0, 2)):
