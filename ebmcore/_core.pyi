@@ -11,6 +11,7 @@ __all__: list[str] = [
     "NORM_SEGMENT",
     "RBM_CHUNK",
     "RBM_RECORD",
+    "RBM_TILE",
     "accept_flips",
     "accept_langevin",
     "bernoulli",
@@ -33,7 +34,10 @@ __all__: list[str] = [
     "propose_flips",
     "propose_langevin",
     "rademacher",
+    "rbm_gibbs",
     "rbm_gwg",
+    "rbm_gwg_chains",
+    "rbm_scratch",
     "set_cpu_target",
     "set_cuda_table",
     "set_num_threads",
@@ -255,6 +259,20 @@ def propose_langevin(
 def rademacher(
     out: typing.Any, key: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex, first_block: typing.SupportsInt | typing.SupportsIndex
 ) -> None: ...
+def rbm_gibbs(
+    states: typing.Any,
+    num_flips: typing.Any,
+    weight: typing.Any,
+    transposed: typing.Any,
+    visible_bias: typing.Any,
+    hidden_bias: typing.Any,
+    key: typing.Any,
+    num_hidden: typing.SupportsInt | typing.SupportsIndex,
+    num_steps: typing.SupportsInt | typing.SupportsIndex,
+    hidden_stream: typing.SupportsInt | typing.SupportsIndex,
+    visible_stream: typing.SupportsInt | typing.SupportsIndex,
+    workspace: typing.Any,
+) -> None: ...
 def rbm_gwg(
     states: typing.Any,
     inputs: typing.Any,
@@ -272,6 +290,28 @@ def rbm_gwg(
     proposal_stream: typing.SupportsInt | typing.SupportsIndex,
     acceptance_stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
+def rbm_gwg_chains(
+    states: typing.Any,
+    inputs: typing.Any,
+    weight: typing.Any,
+    transposed: typing.Any,
+    visible_bias: typing.Any,
+    key: typing.Any,
+    is_accepted: typing.Any,
+    acceptance: typing.Any,
+    num_flips: typing.Any,
+    num_steps: typing.SupportsInt | typing.SupportsIndex,
+    unit: typing.SupportsFloat | typing.SupportsIndex,
+    balancing: typing.SupportsInt | typing.SupportsIndex,
+    proposal_stream: typing.SupportsInt | typing.SupportsIndex,
+    acceptance_stream: typing.SupportsInt | typing.SupportsIndex,
+    workspace: typing.Any,
+) -> None: ...
+def rbm_scratch(num_visible: typing.SupportsInt | typing.SupportsIndex, num_hidden: typing.SupportsInt | typing.SupportsIndex) -> int:
+    """
+    Bytes of scratch of a chain.
+    """
+
 def set_cpu_target(name: str) -> None: ...
 def set_cuda_table(table: typing_extensions.CapsuleType) -> None: ...
 def set_num_threads(num_threads: typing.SupportsInt | typing.SupportsIndex) -> None: ...
@@ -304,4 +344,5 @@ def uniform(
 NORM_SEGMENT: int = 8192
 RBM_CHUNK: int = 16
 RBM_RECORD: int = 32
+RBM_TILE: int = 8
 __version__: str = "0.1.0"

@@ -59,6 +59,13 @@ def num_threads(request: pytest.FixtureRequest, keep_threads: None) -> int:
     return int(request.param)
 
 
+@pytest.fixture(params=["whole chains", "products"])
+def rbm_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways in which the chains of an RBM are run, whatever its size."""
+    monkeypatch.setattr("ebmcore.ops.rbm.MAX_NATIVE_WEIGHTS", 2**60 if request.param == "whole chains" else 0)
+    return str(request.param)
+
+
 @pytest.fixture
 def untouched_generator() -> Iterator[None]:
     """Fails the test if it moved torch's default generator."""

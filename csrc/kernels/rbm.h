@@ -49,8 +49,16 @@ EBM_HD F exp_below(F x) {
     return x < -87.33654f ? F{} : result;
 }
 
-// The likelier outcome unless the word, of 2^32, is below the odds' share of the other: probabilities near 1 are as fine as those
-// near 0. NaN for NaN.
+// 1 with probability sigmoid(x). The likelier outcome unless the word, of 2^32, is below the odds' share of the other: probabilities
+// near 1 are as fine as those near 0. NaN for NaN.
+template <class F>
+EBM_HD F draw_sigmoid(F x, F word) {
+    F odds = exp_below<F>(-magnitude_of<F>(x));  // of the rarer outcome
+    F likely = x > 0.0f ? F{} + 1.0f : F{};
+    F result = (to_float(as_bits(word)) + 0.5f) * (odds + 1.0f) < odds * 4294967296.0f ? 1.0f - likely : likely;
+    return x == x ? result : x;
+}
+
 struct SigmoidBernoulliSink {
     float* out;
     const float* logits;
@@ -64,14 +72,9 @@ struct SigmoidBernoulliSink {
     };
     EBM_HD Row row(int64_t chain) const { return {out + chain * dim, logits + chain * dim}; }
 
-    template <class F>
-    EBM_HD F draw(F x, F word) const {
-        F odds = exp_below<F>(-magnitude_of<F>(x));  // of the rarer outcome
-        F likely = x > 0.0f ? F{} + 1.0f : F{};
-        F result = (to_float(as_bits(word)) + 0.5f) * (odds + 1.0f) < odds * 4294967296.0f ? 1.0f - likely : likely;
-        return x == x ? result : x;
+    EBM_HD void put(const Row& row, int64_t e, float word) const {
+        row.out[e] = draw_sigmoid<float>(row.logits[e] * scale + bias[e], word);
     }
-    EBM_HD void put(const Row& row, int64_t e, float word) const { row.out[e] = draw<float>(row.logits[e] * scale + bias[e], word); }
 };
 
 #if !defined(__CUDACC__)
@@ -123,14 +126,14 @@ private:
     EBM_HD void draw_lanes(const SigmoidBernoulliSink::Row& row, int64_t e, F32 words) const {
         const int64_t count = sink.dim - e;
         if (count >= kLanes) {
-            store(row.out + e, sink.draw<F32>(load<F32>(row.logits + e) * sink.scale + load<F32>(sink.bias + e), words));
+            store(row.out + e, draw_sigmoid<F32>(load<F32>(row.logits + e) * sink.scale + load<F32>(sink.bias + e), words));
         } else if (count > 0) {
             float x[kLanes], bias[kLanes];
             for (int i = 0; i < kLanes; ++i) {
                 x[i] = i < count ? row.logits[e + i] : 0.0f;
                 bias[i] = i < count ? sink.bias[e + i] : 0.0f;
             }
-            store(x, sink.draw<F32>(load<F32>(x) * sink.scale + load<F32>(bias), words));
+            store(x, draw_sigmoid<F32>(load<F32>(x) * sink.scale + load<F32>(bias), words));
             for (int64_t i = 0; i < count; ++i) row.out[e + i] = x[i];
         }
     }

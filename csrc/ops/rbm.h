@@ -58,4 +58,55 @@ struct RbmGwgParams {
     Place place;
 };
 
+// Whole chains of small machines. Rows over visible or hidden units that are said to be tiled are filled up to a multiple of kRbmTile:
+// weights with 0, biases with -3e38.
+constexpr int64_t kRbmTile = 8;
+
+// num_steps steps of block Gibbs.
+struct RbmGibbsParams {
+    float* states;              // (num_chains, num_visible), 0 or 1
+    int64_t* num_flips;         // (num_chains,), written: visible units that changed, summed over the steps
+    const float* weight;        // (num_visible, num_hidden), tiled
+    const float* transposed;    // (num_hidden, num_visible), tiled
+    const float* visible_bias;  // (num_visible,), tiled
+    const float* hidden_bias;   // (num_hidden,), tiled
+    const int64_t* key;         // [seed, step, first_chain] of the first step
+    int64_t num_chains;
+    int64_t num_visible;
+    int64_t num_hidden;
+    int64_t num_steps;
+    uint32_t hidden_stream;
+    uint32_t visible_stream;
+    void* workspace;  // CUDA: num_chains · rbm_scratch_bytes
+    Place place;
+};
+
+// num_steps steps of Gibbs-with-Gradients.
+struct RbmGwgChainsParams {
+    float* states;              // (num_chains, num_visible), 0 or 1
+    const int32_t* inputs;      // (num_chains, num_hidden), b + vW at the start in multiples of `unit`
+    const int32_t* weight;      // (num_visible, num_hidden) in multiples of `unit`
+    const float* transposed;    // (num_hidden, num_visible), tiled
+    const float* visible_bias;  // (num_visible,), tiled
+    const int64_t* key;         // [seed, step, first_chain] of the first step
+    uint8_t* is_accepted;       // (num_chains,), written: the last step
+    double* acceptance;         // (num_chains,), written: summed over the steps
+    int64_t* num_flips;         // (num_chains,), written
+    int64_t num_chains;
+    int64_t num_visible;
+    int64_t num_hidden;
+    int64_t num_steps;
+    float unit;
+    Balancing balancing;
+    uint32_t proposal_stream;
+    uint32_t acceptance_stream;
+    void* workspace;  // CUDA: num_chains · rbm_scratch_bytes
+    Place place;
+};
+
+// Scratch of a chain, a multiple of 64: three rows of visible units and three of hidden ones.
+constexpr int64_t rbm_scratch_bytes(int64_t num_visible, int64_t num_hidden) {
+    return ((num_visible + kRbmTile) / kRbmTile + (num_hidden + kRbmTile) / kRbmTile) * 3 * kRbmTile * 4 / 64 * 64 + 64;
+}
+
 }  // namespace ebm

@@ -141,7 +141,8 @@ class BernoulliRBM(nn.Module):
         None, and nothing written, for other kernels, for more than one flip, and unless states and parameters are float32 and finite.
         `count_flips=False` spares "block_gibbs" the counting.
 
-        Results depend on the number of chains by what matrix products round differently, and on nothing else.
+        Up to `ops.rbm.MAX_NATIVE_WEIGHTS` weights a result depends on nothing but its own chain; beyond, on the number of chains by what
+        matrix products round differently.
         """
         _layer(states, self.weight, 0, "BernoulliRBM")
         if states.dtype != torch.float32 or self.weight.dtype != torch.float32 or len(states) == 0 or num_steps == 0:

@@ -1,6 +1,6 @@
 """Restricted Boltzmann machines: Bernoulli draws of a layer, the layer's part of the free energy, and Gibbs-with-Gradients chains.
 
-The matrix products between them are torch's.
+Of large machines the matrix products between them are torch's; chains of small ones are native from the first step to the last.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from ebmcore.ops.proposals import balancing_number
 from ebmcore.ops.random import MAX_BLOCKS, Stream, uniform
 from ebmcore.ops.registration import is_plain, key_tensor, number, register, require_device
 from ebmcore.types import Key, bounded_int
+
+MAX_NATIVE_WEIGHTS = 8192  # beyond so many weights torch's products repay what they cost between steps
+_TILED_BIAS = -3e38  # of units that are no units
 
 
 def _sigmoid_bernoulli_impl(logits: Tensor, bias: Tensor, key: Tensor, scale: float, stream: int) -> Tensor:
@@ -142,8 +145,10 @@ def block_gibbs_chain(
     """Steps of block Gibbs on a Bernoulli RBM's visible units, written into `states`. Arguments as `rbm_gwg_chain`.
 
     Returns:
-        (num_chains,) int64: visible units that changed, summed over the steps; 0 unless `count_flips`.
+        (num_chains,) int64: visible units that changed, summed over the steps; 0 unless `count_flips`, or as well.
     """
+    if weight.numel() <= MAX_NATIVE_WEIGHTS:
+        return _native_block_gibbs(states, weight, visible_bias, hidden_bias, key, num_steps)
     num_flips = torch.zeros(len(states), dtype=torch.float64, device=states.device)
     hidden_logits, hidden = states.new_empty(len(states), len(hidden_bias)), states.new_empty(len(states), len(hidden_bias))
     visible_logits, present, following = torch.empty_like(states), states, torch.empty_like(states)
@@ -163,10 +168,39 @@ def block_gibbs_chain(
     return num_flips.long()
 
 
+def _native_block_gibbs(states: Tensor, weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor, key: Tensor, num_steps: int) -> Tensor:
+    num_flips = torch.empty(len(states), dtype=torch.int64, device=states.device)
+    _native.core.rbm_gibbs(
+        states,
+        num_flips,
+        _tiled(weight),
+        _tiled(weight.t()),
+        _tiled(visible_bias, _TILED_BIAS),
+        _tiled(hidden_bias, _TILED_BIAS),
+        key,
+        len(hidden_bias),
+        num_steps,
+        int(Stream.HIDDEN),
+        int(Stream.PROPOSAL),
+        _workspace(states, weight),
+    )
+    return num_flips
+
+
+def _tiled(units: Tensor, fill: float = 0.0) -> Tensor:
+    return pad(units, (0, -units.shape[-1] % _native.core.RBM_TILE), value=fill).contiguous()
+
+
+def _workspace(states: Tensor, weight: Tensor) -> Tensor | None:
+    if not states.is_cuda:
+        return None
+    return torch.empty(len(states) * _native.core.rbm_scratch(*weight.shape), dtype=torch.uint8, device=states.device)
+
+
 def rbm_gwg_chain(
     states: Tensor, weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor, key: Tensor, num_steps: int, balancing: str
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Steps of Gibbs-with-Gradients on a Bernoulli RBM's visible units, written into `states`; one matrix product a step.
+    """Steps of Gibbs-with-Gradients on a Bernoulli RBM's visible units, written into `states`.
 
     Differences are taken to first order (Grathwohl et al. 2021); the chain leaves exp(-F) invariant with the weights rounded to 2**-30 of
     the largest input that a hidden unit can get.
@@ -189,6 +223,17 @@ def rbm_gwg_chain(
     if not math.isfinite(largest):
         return None
     scale = 2.0 ** (30 - max(math.frexp(largest)[1], -90))  # largest · scale <= 2**30
+    constants: tuple[Any, ...] = (num_steps, 1.0 / scale, balancing_number(balancing, "rbm_gwg"), int(Stream.PROPOSAL), int(Stream.ACCEPTANCE))
+    if weight.numel() <= MAX_NATIVE_WEIGHTS:
+        weight_units = (exact * scale).round_()
+        inputs = torch.addmm((exact_bias * scale).round_(), states.double(), weight_units).to(torch.int32)
+        is_accepted = torch.empty(num_chains, dtype=torch.bool, device=states.device)
+        acceptance = torch.empty(num_chains, dtype=torch.float64, device=states.device)
+        num_flips = torch.empty(num_chains, dtype=torch.int64, device=states.device)
+        transposed, bias = _tiled(weight.t()), _tiled(visible_bias, _TILED_BIAS)
+        arguments = (states, inputs, weight_units.to(torch.int32), transposed, bias, key, is_accepted, acceptance, num_flips)
+        _native.core.rbm_gwg_chains(*arguments, *constants, _workspace(states, weight))
+        return is_accepted, (acceptance / num_steps).to(states.dtype), num_flips
     chunk = _native.core.RBM_CHUNK
     pad_visible, pad_hidden = -num_visible % chunk, -len(hidden_bias) % chunk
     weight_units = pad((exact * scale).round_(), (0, pad_hidden, 0, pad_visible))
@@ -196,12 +241,11 @@ def rbm_gwg_chain(
     inputs = torch.addmm(pad((exact_bias * scale).round_(), (0, pad_hidden)), padded.double(), weight_units).to(torch.int32)
     weight_units = weight_units.to(torch.int32)
     transposed = pad(weight.T, (0, pad_visible, 0, pad_hidden)).contiguous()
-    bias = pad(visible_bias, (0, pad_visible), value=-3e38)
+    bias = pad(visible_bias, (0, pad_visible), value=_TILED_BIAS)
     means, pulls = padded.new_empty(inputs.shape), torch.empty_like(padded)
     balanced = padded.new_empty(num_chains, 2, padded.shape[1])
     records = torch.zeros(num_chains, _native.core.RBM_RECORD, dtype=torch.float64, device=states.device)
     arguments = (padded, inputs, means, pulls, balanced, records, weight_units, bias, key)
-    constants: tuple[Any, ...] = (num_steps, 1.0 / scale, balancing_number(balancing, "rbm_gwg"), int(Stream.PROPOSAL), int(Stream.ACCEPTANCE))
     for step in range(-1, num_steps + 1):
         if step >= 0:
             torch.mm(means, transposed, out=pulls)

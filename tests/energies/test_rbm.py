@@ -163,13 +163,14 @@ def index_of(states: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("balancing", ["sqrt", "barker", "min", "max"])
-def test_transitions_of_native_gwg(balancing, device):
+def test_transitions_of_native_gwg(balancing, device, rbm_path):
     """Rows of P and of P^5, from the native chain and from the same energy without one."""
     rbm = a_small_rbm().to(device)
     P = gwg_transitions(rbm.cpu(), balancing)
     rbm = rbm.to(device)
     sampler, n = GibbsWithGradients(balancing=balancing), 20_000
-    for name, energy in (("native", rbm), ("general", lambda x: rbm(x))):
+    energies = {rbm_path: rbm} if rbm_path == "products" else {rbm_path: rbm, "general": lambda x: rbm(x)}
+    for name, energy in energies.items():
         for power, start in ((1, 0), (1, 37), (5, 63)):
             x = states_of(6, torch.float32)[start].expand(n, -1).to(device)
             state, info = sampler.advance(energy, sampler.init(energy, x, seed=Key(5, 100 * start)), power)
@@ -182,30 +183,67 @@ def test_transitions_of_native_gwg(balancing, device):
 
 
 @pytest.mark.parametrize(("num_visible", "num_hidden", "scale"), [(100, 25, 1.0), (33, 40, 0.1), (16, 16, 30.0), (1, 1, 1.0)])
-def test_native_chains_resume_and_do_not_depend_on_instruction_sets_or_threads(num_visible, num_hidden, scale, num_threads):
+def test_native_chains_resume_and_do_not_depend_on_instruction_sets_or_threads(num_visible, num_hidden, scale, num_threads, rbm_path):
     from ebmcore._native import core
 
     rbm = a_small_rbm(num_visible, num_hidden)
     with torch.no_grad():
         rbm.weight.mul_(scale)
     x = (torch.rand(40, num_visible, generator=torch.Generator().manual_seed(2)) < 0.5).float()
-    whole, parts = x.clone(), x.clone()
-    run = rbm.native_chain("gwg", whole, Key(4, 7, 2).tensor, 60)
-    flips = torch.zeros(40, dtype=torch.int64)
-    for step in range(60):
-        flips += rbm.native_chain("gwg", parts, Key(4, 7 + step, 2).tensor, 1).num_flips
-    assert_same_bits(parts, whole)
-    assert torch.equal(flips, run.num_flips)
     before = core.cpu_target()
-    try:
-        for target in core.cpu_targets():
-            core.set_cpu_target(target)
-            other = x.clone()
-            again = rbm.native_chain("gwg", other, Key(4, 7, 2).tensor, 60)
-            assert_same_bits(other, whole, target)
-            assert_same_bits(again.acceptance_prob, run.acceptance_prob, target)
-    finally:
-        core.set_cpu_target(before)
+    for kernel in ("gwg", "block_gibbs"):
+        whole, parts = x.clone(), x.clone()
+        run = rbm.native_chain(kernel, whole, Key(4, 7, 2).tensor, 60)
+        flips = torch.zeros(40, dtype=torch.int64)
+        for step in range(60):
+            flips += rbm.native_chain(kernel, parts, Key(4, 7 + step, 2).tensor, 1).num_flips
+        assert_same_bits(parts, whole)
+        assert torch.equal(flips, run.num_flips)
+        try:
+            for target in core.cpu_targets():
+                core.set_cpu_target(target)
+                other = x.clone()
+                again = rbm.native_chain(kernel, other, Key(4, 7, 2).tensor, 60)
+                assert_same_bits(other, whole, target)
+                assert torch.equal(again.num_flips, run.num_flips)
+                if kernel == "gwg":
+                    assert_same_bits(again.acceptance_prob, run.acceptance_prob, target)
+        finally:
+            core.set_cpu_target(before)
+
+
+@pytest.mark.parametrize("kernel", ["gwg", "block_gibbs"])
+def test_whole_chains_do_not_depend_on_the_batch(kernel, cpu_target):
+    rbm = a_small_rbm(100, 25)
+    with torch.no_grad():
+        rbm.weight.mul_(0.2)
+    x = (torch.rand(37, 100, generator=torch.Generator().manual_seed(2)) < 0.5).float()
+    whole = x.clone()
+    run = rbm.native_chain(kernel, whole, Key(4, 7, 2).tensor, 50)
+    for part in (slice(0, 1), slice(1, 19), slice(19, 37)):
+        alone = x[part].clone()
+        again = rbm.native_chain(kernel, alone, Key(4, 7, 2 + part.start).tensor, 50)
+        assert_same_bits(alone, whole[part])
+        assert torch.equal(again.num_flips, run.num_flips[part])
+
+
+@pytest.mark.parametrize(("num_visible", "num_hidden"), [(100, 25), (33, 40)])
+def test_gwg_of_whole_chains_and_of_products_have_one_acceptance(num_visible, num_hidden):
+    """The same mean acceptance at sizes at which no table can be made."""
+    from ebmcore.ops import rbm as native
+
+    rbm, n = a_small_rbm(num_visible, num_hidden), 4000
+    x = (torch.rand(num_visible, generator=torch.Generator().manual_seed(2)) < 0.5).float().expand(n, -1)
+    arguments = rbm.weight.detach(), rbm.visible_bias.detach(), rbm.hidden_bias.detach()
+    means = []
+    for limit, seed in ((2**60, 1), (0, 2)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native, "MAX_NATIVE_WEIGHTS", limit)
+            _, acceptance, num_flips = native.rbm_gwg_chain(x.clone(), *arguments, Key(seed).tensor, 20, "sqrt")
+        means.append((acceptance.double(), num_flips.double()))
+    for one, other in zip(*means, strict=True):
+        error = math.sqrt(float(one.var() + other.var()) / n)
+        assert abs(float(one.mean() - other.mean())) < 5.5 * error
 
 
 def test_what_is_not_native():
@@ -222,7 +260,7 @@ def test_what_is_not_native():
     assert_same_bits(x, states_of(6, torch.float32))
 
 
-def test_native_gwg_with_differences_of_thousands():
+def test_native_gwg_with_differences_of_thousands(rbm_path):
     """Weights far beyond what exp can hold: chains go to where they are sure to go."""
     rbm = bernoulli_rbm([[3000.0, -3000.0], [0.0, 0.0]], [1000.0, -2000.0], [0.0, 0.0])
     x = torch.tensor([[0.0, 1.0]]).expand(100, -1)

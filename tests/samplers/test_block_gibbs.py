@@ -48,7 +48,7 @@ class TwoLayers:
 
 
 @pytest.mark.parametrize(("index", "start", "num_steps"), [(0, 0, 1), (0, 41, 1), (0, 63, 3), (1, 17, 1), (1, 255, 2)])
-def test_transitions(index, start, num_steps, device):
+def test_transitions(index, start, num_steps, device, rbm_path):
     """One row of T^k, from states of each dtype: int8 and float32 run natively, the others by the general way."""
     T = torch.as_tensor(truth_arrays("rbm")[f"small{index}__T"])
     num_visible = truth("rbm")["small"][index]["V"]
@@ -100,7 +100,7 @@ def test_persistent_chains_survive_batches():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8])
-def test_advance_is_n_steps_is_a_call_is_sample(dtype):
+def test_advance_is_n_steps_is_a_call_is_sample(dtype, rbm_path):
     rbm, sampler, key = small_rbm(), BlockGibbs(), Key(3, 4, 5)
     x = (ops.uniform((40, 6), key=Key(9)) < 0.5).to(dtype)
     state = start = sampler.init(rbm, x, seed=key)
@@ -126,7 +126,7 @@ def test_advance_is_n_steps_is_a_call_is_sample(dtype):
     assert_same_bits(sampler.advance(rbm, start, 0)[0].x, x)
 
 
-def test_native_chains_are_the_general_ones():
+def test_native_chains_are_the_general_ones(rbm_path):
     x = (ops.uniform((64, 6), key=Key(9)) < 0.5).float()
     rbm = small_rbm()
     assert_same_bits(BlockGibbs()(rbm, x, 20, seed=2), BlockGibbs()(TwoLayers(rbm), x, 20, seed=2))
