@@ -145,7 +145,7 @@ def block_gibbs_chain(
     """Steps of block Gibbs on a Bernoulli RBM's visible units, written into `states`. Arguments as `rbm_gwg_chain`.
 
     Returns:
-        (num_chains,) int64: visible units that changed, summed over the steps; 0 unless `count_flips`, or as well.
+        (num_chains,) int64: visible units that changed, summed over the steps; maybe 0 unless `count_flips`.
     """
     if weight.numel() <= MAX_NATIVE_WEIGHTS:
         return _native_block_gibbs(states, weight, visible_bias, hidden_bias, key, num_steps)

@@ -6,6 +6,7 @@
 #include "../../csrc/kernels/ising.h"
 #include "../../csrc/kernels/langevin.h"
 #include "../../csrc/kernels/potts.h"
+#include "../../csrc/kernels/rbm_chains.h"
 
 using namespace ebm;
 
@@ -134,6 +135,50 @@ void potts(int64_t n, int32_t q) {
     }
 }
 
+void rbm(int64_t visible, int64_t hidden) {
+    const int64_t wide = whole_tiles(visible), high = whole_tiles(hidden);
+    const double scale = 1 << 20;
+    std::vector<float> weight(visible * high), transposed(hidden * wide), a(wide, -3e38f), b(high, -3e38f);
+    std::vector<int32_t> units(visible * hidden), inputs(num_chains * hidden);
+    for (int64_t i = 0; i < visible; ++i) a[i] = static_cast<float>(i % 7 - 3) / 8;
+    for (int64_t j = 0; j < hidden; ++j) b[j] = static_cast<float>(j % 5 - 2) / 8;
+    for (int64_t i = 0; i < visible; ++i) {
+        for (int64_t j = 0; j < hidden; ++j) {
+            float w = static_cast<float>((i * 37 + j * 61) % 200 - 100) / 64;
+            weight[i * high + j] = transposed[j * wide + i] = w;
+            units[i * hidden + j] = static_cast<int32_t>(w * scale);
+        }
+    }
+    std::vector<float> start(num_chains * visible);
+    for (size_t i = 0; i < start.size(); ++i) start[i] = i * 7 % 3 ? 1 : 0;
+    for (int64_t k = 0; k < num_chains * hidden; ++k) {
+        inputs[k] = static_cast<int32_t>(b[k % hidden] * scale);
+        for (int64_t i = 0; i < visible; ++i)
+            inputs[k] += static_cast<int32_t>(start[k / hidden * visible + i]) * units[i * hidden + k % hidden];
+    }
+    std::vector<double> scratch(static_cast<size_t>(rbm_scratch_bytes(visible, hidden)) / 8);
+    std::vector<int64_t> flips(num_chains);
+    std::vector<float> states = start;
+    RbmGibbsParams g{};
+    g.states = states.data(), g.num_flips = flips.data(), g.weight = weight.data(), g.transposed = transposed.data();
+    g.visible_bias = a.data(), g.hidden_bias = b.data(), g.key = key, g.num_chains = num_chains, g.num_visible = visible;
+    g.num_hidden = hidden, g.num_steps = 20, g.hidden_stream = 8, g.visible_stream = 1;
+    for (int64_t chain = 0; chain < num_chains; ++chain) RbmGibbsBody{g}.run(chain, scratch.data());
+    emit(states), emit(flips);
+    uint8_t accepted[num_chains];
+    std::vector<double> acceptance(num_chains);
+    for (int kind = 0; kind < 4; ++kind) {
+        states = start;
+        RbmGwgChainsParams p{};
+        p.states = states.data(), p.inputs = inputs.data(), p.weight = units.data(), p.transposed = transposed.data();
+        p.visible_bias = a.data(), p.key = key, p.is_accepted = accepted, p.acceptance = acceptance.data(), p.num_flips = flips.data();
+        p.num_chains = num_chains, p.num_visible = visible, p.num_hidden = hidden, p.num_steps = 100;
+        p.unit = static_cast<float>(1 / scale), p.balancing = static_cast<Balancing>(kind), p.proposal_stream = 1, p.acceptance_stream = 2;
+        for (int64_t chain = 0; chain < num_chains; ++chain) RbmGwgChainsBody{p}.run(chain, scratch.data());
+        emit(states), emit(acceptance), emit(flips);
+    }
+}
+
 int main() {
     for (int64_t dim : {1, 6, 200, 10007}) {
         emit(normals<float>(dim, 2));
@@ -153,5 +198,6 @@ int main() {
     }
     for (int64_t n : {5, 40, 300}) ising(n);
     for (int32_t q : {3, 20}) potts(40, q);
+    rbm(20, 7), rbm(33, 40);
     return 0;
 }

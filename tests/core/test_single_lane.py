@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ebmcore import Key, ops
+from ebmcore._native import core
 
 SOURCE = Path(__file__).with_name("single_lane.cu")
 KEY = Key(0x0123456789ABCDEF, step=(5 << 32) | 7, first_chain=(3 << 32) + 9)
@@ -69,6 +70,30 @@ def results_of_potts_chains(n: int, q: int) -> list[torch.Tensor]:
     return results
 
 
+def results_of_rbm_chains(visible: int, hidden: int) -> list[torch.Tensor]:
+    scale = 2.0**20
+    rows, columns = torch.arange(visible), torch.arange(hidden)
+    weight = ((rows[:, None] * 37 + columns * 61) % 200 - 100).float() / 64
+    a, b = (rows % 7 - 3).float() / 8, (columns % 5 - 2).float() / 8
+    start = (torch.arange(5 * visible) * 7 % 3 != 0).float().reshape(5, visible)
+    inputs, units = ((b + start @ weight) * scale).to(torch.int32), (weight * scale).to(torch.int32)
+
+    def tiled(x: torch.Tensor, fill: float) -> torch.Tensor:
+        return torch.nn.functional.pad(x, (0, -x.shape[-1] % core.RBM_TILE), value=fill).contiguous()
+
+    transposed, tiled_a = tiled(weight.T, 0.0), tiled(a, -3e38)
+    key, states, flips = KEY.tensor, start.clone(), torch.empty(5, dtype=torch.int64)
+    core.rbm_gibbs(states, flips, tiled(weight, 0.0), transposed, tiled_a, tiled(b, -3e38), key, hidden, 20, 8, 1, None)
+    results = [states, flips]
+    for balancing in range(4):
+        states, acceptance, flips = start.clone(), torch.empty(5, dtype=torch.float64), torch.empty(5, dtype=torch.int64)
+        is_accepted = torch.empty(5, dtype=torch.bool)
+        run = (is_accepted, acceptance, flips, 100, 1 / scale, balancing, 1, 2, None)
+        core.rbm_gwg_chains(states, inputs, units, transposed, tiled_a, key, *run)
+        results += [states, acceptance, flips]
+    return results
+
+
 def test_single_lane_maths_has_the_bits_of_the_cpu(tmp_path: Path) -> None:
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not installed")
@@ -79,6 +104,7 @@ def test_single_lane_maths_has_the_bits_of_the_cpu(tmp_path: Path) -> None:
     expected = [result for dim in (1, 6, 200, 10007) for result in results_of_cpu_kernels(dim)]
     expected += [result for n in (5, 40, 300) for result in results_of_ising_chains(n)]
     expected += [result for q in (3, 20) for result in results_of_potts_chains(40, q)]
+    expected += [result for sizes in ((20, 7), (33, 40)) for result in results_of_rbm_chains(*sizes)]
     assert len(output) == sum(result.nbytes for result in expected)
     at = 0
     for i, result in enumerate(expected):
