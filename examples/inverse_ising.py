@@ -52,7 +52,7 @@ def learn(data: Tensor, truth: Tensor, sampler: Any, num_steps: int, args: argpa
         # E is linear in J: the gradient of -log p is a difference of correlations.
         energy.coupling.grad = (s.T @ s / len(s))[first, second] - data_pairs + args.l1 * energy.coupling.detach().sign()
         optimizer.step()
-        errors.append(float((energy.coupling.detach() - truth[first, second]).square().mean().sqrt()))
+        errors.append(ebmcore.evaluation.rmse(energy.coupling, truth[first, second]))
     return errors
 
 

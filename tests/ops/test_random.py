@@ -353,3 +353,12 @@ def test_cuda_agrees_with_the_cpu(device, shape):
     for dtype, tolerance in ((F32, 1e-6), (F64, 1e-14)):
         a, b = (ops.normal(shape, key=Key(33), dtype=dtype, device=where).cpu() for where in ("cpu", device))
         torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3, 2**32, 2**63])
+def test_bits_are_balanced_from_the_first_word_on(seed):
+    """Seeds with few bits set need no warming up: each of the 32 bits is one half of the time, from the first step of the first chains on."""
+    words = words32((256, 64), Key(seed)).astype(np.uint32)
+    ones = (words[..., None] >> np.arange(32, dtype=np.uint32) & 1).reshape(-1, 32).sum(0)
+    for bit in range(32):
+        assert_count(int(ones[bit]), words.size, 0.5, what=f"bit {bit} of seed {seed}")
