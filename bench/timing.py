@@ -14,7 +14,7 @@ import torch
 
 Run = Callable[[int], object]  # one call, on the i-th input set
 
-MIN_SAMPLE_SECONDS = 2e-3  # a sample of a short row is as many calls as take this long
+MIN_SAMPLE_SECONDS = 2e-2  # a sample of a short row is as many calls as take this long: the first after another row runs cold
 MAX_ROW_SECONDS = 15.0  # a row that has taken this long gets no more samples than three
 MAX_SETS = 1024
 COPY_BYTES = 2**29  # of the device-to-device copy that CUDA rows are held against
