@@ -13,7 +13,7 @@ from ebmcore.bench.timing import Case, CheckError, LeftOutError, NamedProblem, P
 from ebmcore.energies import Ising
 from ebmcore.samplers import Gibbs
 
-COUPLING, NUM_SWEEPS = 0.3, 50
+COUPLING, NUM_SWEEPS = 0.3, 100
 CHECK_SWEEPS = 100  # from random spins; the correlation length is 1.6
 
 
