@@ -44,14 +44,7 @@ void swendsen_wang(const py::object& states, const py::object& key, const py::ob
     p.num_steps = num_steps;
     p.scratch_bytes = scratch_bytes;
     p.place = place_of(x);
-    if (x.numel() == 0) return;
-    const OpTable& table = table_of(x, name);
-    Status status;
-    {
-        py::gil_scoped_release release;
-        status = table.swendsen_wang(p);
-    }
-    check_status(status, name);
+    call(&OpTable::swendsen_wang, p, x, name);
 }
 
 }  // namespace

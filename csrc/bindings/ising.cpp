@@ -60,18 +60,6 @@ void set_sides(Params& p, const std::vector<int64_t>& sides, const ModelTuple& m
         throw py::value_error(std::string(op) + ": the model needs neighbour lists, or sides, one coupling and one field");
 }
 
-template <class Params>
-void call(Status (*OpTable::*op)(const Params&), const Params& p, const TensorView& s, const char* name) {
-    if (s.numel() == 0) return;
-    const OpTable& table = table_of(s, name);
-    Status status;
-    {
-        py::gil_scoped_release release;
-        status = (table.*op)(p);
-    }
-    check_status(status, name);
-}
-
 void ising_gibbs(const py::object& spins, const py::object& key, const ModelTuple& model, const py::object& order,
                  const py::object& colour_offsets, const std::vector<int64_t>& sides, int64_t num_steps, bool is_random,
                  const py::object& num_flips) {

@@ -36,14 +36,7 @@ void langevin_step(const py::object& out, const py::object& x, const py::object&
     p.stream = stream;
     p.dtype = xv.dtype;
     p.place = place_of(xv);
-    if (xv.numel() == 0) return;
-    const OpTable& table = table_of(xv, name);
-    Status status;
-    {
-        py::gil_scoped_release release;
-        status = table.langevin_step(p);
-    }
-    check_status(status, name);
+    call(&OpTable::langevin_step, p, xv, name);
 }
 
 }  // namespace

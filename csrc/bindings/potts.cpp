@@ -53,14 +53,7 @@ void potts(const char* name, const py::object& states, const py::object& key, co
     p.max_degree = max_degree;
     p.num_steps = num_steps;
     p.place = place_of(x);
-    if (x.numel() == 0) return;
-    const OpTable& ops = table_of(x, name);
-    Status status;
-    {
-        py::gil_scoped_release release;
-        status = (ops.*op)(p);
-    }
-    check_status(status, name);
+    call(op, p, x, name);
 }
 
 template <PottsOp op>

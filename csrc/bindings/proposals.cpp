@@ -31,18 +31,6 @@ void* flip_workspace(const py::object& workspace, const TensorView& d, bool with
                          "workspace");
 }
 
-template <class P>
-void run(Status (*const OpTable::*op)(const P&), const P& p, const TensorView& d, const char* name) {
-    if (d.numel() == 0) return;
-    const OpTable& table = table_of(d, name);
-    Status status;
-    {
-        py::gil_scoped_release release;
-        status = (table.*op)(p);
-    }
-    check_status(status, name);
-}
-
 void propose_flips(const py::object& index, const py::object& log_q, const py::object& differences, const py::object& key,
                    int64_t num_categories, int64_t num_draws, bool with_replacement, int32_t balancing, const py::object& workspace,
                    uint32_t stream) {
@@ -63,7 +51,7 @@ void propose_flips(const py::object& index, const py::object& log_q, const py::o
     p.balancing = static_cast<Balancing>(balancing);
     p.dtype = d.dtype;
     p.place = place_of(d);
-    run(&OpTable::propose_flips, p, d, name);
+    call(&OpTable::propose_flips, p, d, name);
 }
 
 void accept_flips(const py::object& energy, const py::object& differences, const py::object& new_energy, const py::object& new_differences,
@@ -93,7 +81,7 @@ void accept_flips(const py::object& energy, const py::object& differences, const
     p.balancing = static_cast<Balancing>(balancing);
     p.dtype = d.dtype;
     p.place = place_of(d);
-    run(&OpTable::accept_flips, p, d, name);
+    call(&OpTable::accept_flips, p, d, name);
 }
 
 // What the tokens before or after are typed as; uint8 for the bools of two values.
@@ -123,7 +111,7 @@ void propose_langevin(const py::object& proposed, const py::object& log_q, const
     p.stream = stream;
     p.dtype = d.dtype;
     p.place = place_of(d);
-    run(&OpTable::propose_langevin, p, d, name);
+    call(&OpTable::propose_langevin, p, d, name);
 }
 
 void accept_langevin(const py::object& energy, const py::object& differences, const py::object& new_energy,
@@ -154,7 +142,7 @@ void accept_langevin(const py::object& energy, const py::object& differences, co
     p.stream = stream;
     p.dtype = d.dtype;
     p.place = place_of(d);
-    run(&OpTable::accept_langevin, p, d, name);
+    call(&OpTable::accept_langevin, p, d, name);
 }
 
 }  // namespace

@@ -19,14 +19,7 @@ void fill(const char* name, FillOp op, const py::handle& out, const py::handle& 
     p.threshold = threshold;
     p.dtype = o.dtype;
     p.place = place_of(o);
-    if (o.numel() == 0) return;
-    const OpTable& table = table_of(o, name);
-    Status status;
-    {
-        py::gil_scoped_release release;
-        status = (table.*op)(p);
-    }
-    check_status(status, name);
+    call(op, p, o, name);
 }
 
 template <FillOp op>

@@ -16,18 +16,6 @@ T* data_of(const py::handle& array, Dtype dtype, int64_t numel, const TensorView
     return static_cast<T*>(v.data);
 }
 
-template <class Params>
-void call(Status (*OpTable::*op)(const Params&), const Params& p, const TensorView& like, const char* name) {
-    if (like.numel() == 0) return;
-    const OpTable& table = table_of(like, name);
-    Status status;
-    {
-        py::gil_scoped_release release;
-        status = (table.*op)(p);
-    }
-    check_status(status, name);
-}
-
 void sigmoid_bernoulli(const py::object& out, const py::object& logits, const py::object& bias, const py::object& key, float scale,
                        uint32_t stream) {
     const char* name = "sigmoid_bernoulli";

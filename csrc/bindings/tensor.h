@@ -45,4 +45,17 @@ inline Place place_of(const TensorView& tensor) { return {tensor.device_index, t
 // RuntimeError if `status` says so. Call with the GIL held.
 void check_status(Status status, const char* op);
 
+// Runs an op without the GIL, on the device of `like`; nothing if `like` is empty.
+template <class Params>
+void call(Status (*OpTable::*op)(const Params&), const Params& p, const TensorView& like, const char* name) {
+    if (like.numel() == 0) return;
+    const OpTable& table = table_of(like, name);
+    Status status;
+    {
+        py::gil_scoped_release release;
+        status = (table.*op)(p);
+    }
+    check_status(status, name);
+}
+
 }  // namespace ebm
