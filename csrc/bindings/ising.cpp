@@ -9,18 +9,6 @@
 namespace ebm {
 namespace {
 
-// A pointer to the data of an array of `dtype` with `size` elements (-1: any) on the device of `like`; null for None.
-template <class T>
-T* pointer(const py::handle& array, Dtype dtype, int64_t size, const TensorView& like, const char* op, const char* argument) {
-    if (array.is_none()) return nullptr;
-    TensorView v = view(array, op, argument);
-    std::string name = std::string(op) + ": " + argument;
-    if (v.dtype != dtype) throw py::type_error(name + " has another dtype than this op takes");
-    if (size >= 0 && v.numel() != size) throw py::value_error(name + " must have " + std::to_string(size) + " elements");
-    if (v.is_cuda != like.is_cuda || v.device_index != like.device_index) throw py::value_error(name + " must be on the device of spins");
-    return static_cast<T*>(v.data);
-}
-
 TensorView spins_view(const py::handle& spins, const char* op) {
     TensorView s = view(spins, op, "spins");
     if (s.dtype != Dtype::int8) throw py::type_error(std::string(op) + ": spins must be int8");
@@ -33,11 +21,11 @@ using ModelTuple = std::tuple<py::object, py::object, py::object, py::object, py
 IsingModel model_of(const ModelTuple& model, const TensorView& s, const char* op) {
     IsingModel m{};
     m.num_sites = s.dim;
-    m.offsets = pointer<int64_t>(std::get<0>(model), Dtype::int64, s.dim + 1, s, op, "offsets");
-    m.neighbours = pointer<int32_t>(std::get<1>(model), Dtype::int32, -1, s, op, "neighbours");
-    m.couplings = pointer<int32_t>(std::get<2>(model), Dtype::int32, -1, s, op, "couplings");
-    m.field = pointer<int32_t>(std::get<3>(model), Dtype::int32, -1, s, op, "field");
-    m.unit = pointer<double>(std::get<4>(model), Dtype::float64, 1, s, op, "unit");
+    m.offsets = optional_data_of<int64_t>(std::get<0>(model), Dtype::int64, s.dim + 1, s, op, "offsets");
+    m.neighbours = optional_data_of<int32_t>(std::get<1>(model), Dtype::int32, -1, s, op, "neighbours");
+    m.couplings = optional_data_of<int32_t>(std::get<2>(model), Dtype::int32, -1, s, op, "couplings");
+    m.field = optional_data_of<int32_t>(std::get<3>(model), Dtype::int32, -1, s, op, "field");
+    m.unit = optional_data_of<double>(std::get<4>(model), Dtype::float64, 1, s, op, "unit");
     m.max_degree = std::get<5>(model);
     int64_t num_entries = std::get<1>(model).is_none() ? -1 : view(std::get<1>(model), op, "neighbours").numel();
     int64_t num_couplings = view(std::get<2>(model), op, "couplings").numel(), num_fields = view(std::get<3>(model), op, "field").numel();
@@ -67,11 +55,11 @@ void ising_gibbs(const py::object& spins, const py::object& key, const ModelTupl
     TensorView s = spins_view(spins, name);
     IsingGibbsParams p{};
     p.spins = static_cast<int8_t*>(s.data);
-    p.num_flips = pointer<int64_t>(num_flips, Dtype::int64, s.num_chains, s, name, "num_flips");
+    p.num_flips = optional_data_of<int64_t>(num_flips, Dtype::int64, s.num_chains, s, name, "num_flips");
     p.key = key_pointer(key, s, name);
     p.model = model_of(model, s, name);
-    p.order = pointer<int32_t>(order, Dtype::int32, s.dim, s, name, "order");
-    p.colour_offsets = pointer<int64_t>(colour_offsets, Dtype::int64, -1, s, name, "colour_offsets");
+    p.order = optional_data_of<int32_t>(order, Dtype::int32, s.dim, s, name, "order");
+    p.colour_offsets = optional_data_of<int64_t>(colour_offsets, Dtype::int64, -1, s, name, "colour_offsets");
     set_sides(p, sides, model, name);
     p.num_chains = s.num_chains;
     p.num_steps = num_steps;
@@ -89,9 +77,9 @@ void define_chain(py::module_& m, const char* name) {
             TensorView s = spins_view(spins, name);
             IsingChainParams p{};
             p.spins = static_cast<int8_t*>(s.data);
-            p.is_accepted = pointer<bool>(is_accepted, Dtype::uint8, s.num_chains, s, name, "is_accepted");
-            p.acceptance_sums = pointer<double>(acceptance_sums, Dtype::float64, s.num_chains, s, name, "acceptance_sums");
-            p.num_flips = pointer<int64_t>(num_flips, Dtype::int64, s.num_chains, s, name, "num_flips");
+            p.is_accepted = optional_data_of<bool>(is_accepted, Dtype::uint8, s.num_chains, s, name, "is_accepted");
+            p.acceptance_sums = optional_data_of<double>(acceptance_sums, Dtype::float64, s.num_chains, s, name, "acceptance_sums");
+            p.num_flips = optional_data_of<int64_t>(num_flips, Dtype::int64, s.num_chains, s, name, "num_flips");
             p.key = key_pointer(key, s, name);
             p.model = model_of(model, s, name);
             if (std::get<0>(model).is_none() || std::get<1>(model).is_none())
@@ -99,7 +87,8 @@ void define_chain(py::module_& m, const char* name) {
             p.num_chains = s.num_chains;
             p.num_steps = num_steps;
             p.balancing = static_cast<Balancing>(balancing);
-            p.workspace = pointer<void>(workspace, Dtype::uint8, s.num_chains * ising_gwg_scratch_bytes(p.model), s, name, "workspace");
+            p.workspace =
+                optional_data_of<void>(workspace, Dtype::uint8, s.num_chains * ising_gwg_scratch_bytes(p.model), s, name, "workspace");
             p.place = place_of(s);
             call(op, p, s, name);
         },
@@ -113,8 +102,8 @@ void ising_energy(const py::object& spins, const ModelTuple& model, const std::v
     TensorView s = spins_view(spins, name);
     IsingEnergyParams p{};
     p.spins = static_cast<const int8_t*>(s.data);
-    p.energies = pointer<double>(energies, Dtype::float64, s.num_chains, s, name, "energies");
-    p.fields = pointer<int32_t>(fields, Dtype::int32, s.numel(), s, name, "fields");
+    p.energies = optional_data_of<double>(energies, Dtype::float64, s.num_chains, s, name, "energies");
+    p.fields = optional_data_of<int32_t>(fields, Dtype::int32, s.numel(), s, name, "fields");
     p.model = model_of(model, s, name);
     set_sides(p, sides, model, name);
     p.num_chains = s.num_chains;

@@ -4,18 +4,6 @@
 namespace ebm {
 namespace {
 
-// A pointer to what `array` holds, or null for None.
-template <class T>
-T* pointer(const py::object& array, const TensorView& like, Dtype dtype, int64_t numel, const char* op, const char* argument) {
-    if (array.is_none()) return nullptr;
-    TensorView v = view(array, op, argument);
-    std::string prefix = std::string(op) + ": " + argument;
-    if (v.dtype != dtype) throw py::type_error(prefix + " has the wrong dtype");
-    if (v.is_cuda != like.is_cuda || v.device_index != like.device_index) throw py::value_error(prefix + " must be on the device of x");
-    if (v.numel() < numel) throw py::value_error(prefix + " is too short");
-    return static_cast<T*>(v.data);
-}
-
 using PottsOp = Status (*OpTable::*)(const PottsParams&);
 
 template <PottsOp op>
@@ -33,18 +21,19 @@ void potts(const char* name, const py::object& states, const py::object& key, co
     p.num_sites = x.dim;
     p.num_categories = num_categories;
     int64_t num_entries = view(neighbours, name, "neighbours").numel(), table = is_table ? int64_t{num_categories} * num_categories : 1;
-    p.offsets = pointer<int64_t>(offsets, x, Dtype::int64, p.num_sites + 1, name, "offsets");
-    p.neighbours = pointer<int32_t>(neighbours, x, Dtype::int32, 0, name, "neighbours");
+    p.offsets = optional_data_of<int64_t>(offsets, Dtype::int64, p.num_sites + 1, x, name, "offsets");
+    p.neighbours = optional_data_of<int32_t>(neighbours, Dtype::int32, kAnySize, x, name, "neighbours");
     int64_t num_couplings = (coupling_stride ? num_entries : 1) * table + (is_table ? 16 : 0);
-    p.couplings = pointer<int32_t>(couplings, x, Dtype::int32, num_couplings, name, "couplings");
-    p.reverse = pointer<int32_t>(reverse, x, Dtype::int32, num_entries, name, "reverse");
-    p.fields = pointer<int32_t>(fields, x, Dtype::int32, p.num_sites * num_categories + 16, name, "fields");
-    p.unit = pointer<double>(unit, x, Dtype::float64, 1, name, "unit");
-    p.order = pointer<int32_t>(order, x, Dtype::int32, p.num_sites, name, "order");
-    p.is_accepted = pointer<bool>(is_accepted, x, Dtype::uint8, p.num_chains, name, "is_accepted");
-    p.acceptance_prob = pointer<double>(acceptance_prob, x, Dtype::float64, p.num_chains, name, "acceptance_prob");
-    p.num_flips = pointer<int64_t>(num_flips, x, Dtype::int64, p.num_chains, name, "num_flips");
-    p.workspace = pointer<char>(workspace, x, Dtype::uint8, 0, name, "workspace");
+    if (view(couplings, name, "couplings").numel() < num_couplings) throw py::value_error(std::string(name) + ": couplings are too short");
+    p.couplings = data_of<int32_t>(couplings, Dtype::int32, kAnySize, x, name, "couplings");
+    p.reverse = optional_data_of<int32_t>(reverse, Dtype::int32, num_entries, x, name, "reverse");
+    p.fields = optional_data_of<int32_t>(fields, Dtype::int32, p.num_sites * num_categories + 16, x, name, "fields");
+    p.unit = optional_data_of<double>(unit, Dtype::float64, 1, x, name, "unit");
+    p.order = optional_data_of<int32_t>(order, Dtype::int32, p.num_sites, x, name, "order");
+    p.is_accepted = optional_data_of<bool>(is_accepted, Dtype::uint8, p.num_chains, x, name, "is_accepted");
+    p.acceptance_prob = optional_data_of<double>(acceptance_prob, Dtype::float64, p.num_chains, x, name, "acceptance_prob");
+    p.num_flips = optional_data_of<int64_t>(num_flips, Dtype::int64, p.num_chains, x, name, "num_flips");
+    p.workspace = optional_data_of<char>(workspace, Dtype::uint8, kAnySize, x, name, "workspace");
     p.coupling_stride = coupling_stride;
     p.is_table = is_table;
     p.is_bounded = is_bounded;

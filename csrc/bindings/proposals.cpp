@@ -4,15 +4,6 @@
 namespace ebm {
 namespace {
 
-template <class T>
-T* data_of(const py::handle& array, Dtype dtype, int64_t numel, const TensorView& like, const char* name, const char* argument) {
-    TensorView t = view(array, name, argument);
-    if (t.dtype != dtype || t.numel() != numel || t.is_cuda != like.is_cuda || t.device_index != like.device_index)
-        throw py::value_error(std::string(name) + ": " + argument + " must fit differences in dtype, number of elements and device, got " +
-                              std::to_string(t.numel()) + " elements for " + std::to_string(numel));
-    return static_cast<T*>(t.data);
-}
-
 TensorView differences_view(const py::object& differences, int64_t num_categories, const char* name) {
     TensorView d = view(differences, name, "differences");
     if (d.dtype != Dtype::float32 && d.dtype != Dtype::float64)

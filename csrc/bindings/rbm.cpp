@@ -4,18 +4,6 @@
 namespace ebm {
 namespace {
 
-// The data of `array`, which has that dtype and number of elements and lies where `like` does.
-template <class T>
-T* data_of(const py::handle& array, Dtype dtype, int64_t numel, const TensorView& like, const char* op, const char* argument) {
-    TensorView v = view(array, op, argument);
-    const std::string where = std::string(op) + ": " + argument;
-    if (v.dtype != dtype) throw py::type_error(where + " has a wrong dtype");
-    if (v.numel() != numel)
-        throw py::value_error(where + " must have " + std::to_string(numel) + " elements, got " + std::to_string(v.numel()));
-    if (v.is_cuda != like.is_cuda || v.device_index != like.device_index) throw py::value_error(where + " must be where the chains are");
-    return static_cast<T*>(v.data);
-}
-
 void sigmoid_bernoulli(const py::object& out, const py::object& logits, const py::object& bias, const py::object& key, float scale,
                        uint32_t stream) {
     const char* name = "sigmoid_bernoulli";

@@ -170,6 +170,15 @@ const int64_t* key_pointer(const py::handle& key, const TensorView& like, const 
     return numbers;
 }
 
+void* data_of(const py::handle& array, Dtype dtype, int64_t numel, const TensorView& like, const char* op, const char* argument) {
+    TensorView v = view(array, op, argument);
+    if (v.dtype != dtype) fail_type(op, argument, "has a dtype that this op does not take there");
+    if (numel != kAnySize && v.numel() != numel)
+        fail_value(op, argument, "must have " + std::to_string(numel) + " elements, got " + std::to_string(v.numel()));
+    if (v.is_cuda != like.is_cuda || v.device_index != like.device_index) fail_value(op, argument, "must be on the device of the chains");
+    return v.data;
+}
+
 void check_same(const TensorView& other, const TensorView& like, const char* op, const char* argument) {
     if (other.dtype != like.dtype) fail_type(op, argument, "must have the dtype of x");
     if (other.is_cuda != like.is_cuda || other.device_index != like.device_index) fail_value(op, argument, "must be on the device of x");

@@ -35,6 +35,21 @@ void require_floating(const TensorView& tensor, const char* op, const char* argu
 // Seed, step and first chain of a key on the same device as `like`.
 const int64_t* key_pointer(const py::handle& key, const TensorView& like, const char* op);
 
+// The data of `array`, which must have `dtype`, `numel` elements (kAnySize: any number), and lie where `like` does.
+constexpr int64_t kAnySize = -1;
+void* data_of(const py::handle& array, Dtype dtype, int64_t numel, const TensorView& like, const char* op, const char* argument);
+
+template <class T>
+T* data_of(const py::handle& array, Dtype dtype, int64_t numel, const TensorView& like, const char* op, const char* argument) {
+    return static_cast<T*>(data_of(array, dtype, numel, like, op, argument));
+}
+
+// The same; null for None.
+template <class T>
+T* optional_data_of(const py::handle& array, Dtype dtype, int64_t numel, const TensorView& like, const char* op, const char* argument) {
+    return array.is_none() ? nullptr : data_of<T>(array, dtype, numel, like, op, argument);
+}
+
 // `other` must have the dtype, shape and device of `like`.
 void check_same(const TensorView& other, const TensorView& like, const char* op, const char* argument);
 

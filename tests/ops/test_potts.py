@@ -23,7 +23,7 @@ def arguments(**changes: Any) -> dict[str, Any]:
         ({"scan": "checkerboard"}, ValueError, "order must be given"),
         ({"order": torch.arange(16, dtype=torch.int32)}, ValueError, "order must be given"),
         ({"states": torch.ones(2, 16, dtype=torch.int64)}, TypeError, "states must be uint8"),
-        ({"states": torch.ones(2, 20, dtype=torch.uint8)}, ValueError, "offsets is too short"),
+        ({"states": torch.ones(2, 20, dtype=torch.uint8)}, ValueError, "offsets must have 21 elements, got 17"),
         ({"states": torch.ones(16, 2, dtype=torch.uint8).T}, ValueError, "states must be contiguous"),
         ({"key": torch.zeros(2)}, TypeError, "key must be an ebmcore.Key"),
     ],
