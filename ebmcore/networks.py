@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from ebmcore.perceptron import Perceptron, perceptron_from
 from ebmcore.types import bounded_int, bounded_ints
 
 Activation = Callable[[], nn.Module]
@@ -40,3 +41,7 @@ class ScoreMLP(nn.Module):
             raise ValueError(f"ScoreMLP: x must have shape (n, *event) with {self.num_inputs} elements an event, got {tuple(x.shape)}")
         field: Tensor = self.layers(x.reshape(len(x), self.num_inputs))
         return field.reshape(x.shape)
+
+    def as_perceptron(self) -> Perceptron | None:
+        """What `trace` and the losses take formulas from; None where a subclass computes something else."""
+        return perceptron_from(self, self.layers, is_energy=False) if type(self).forward is ScoreMLP.forward else None
