@@ -13,6 +13,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from ebmcore.perceptron import Perceptron, perceptron_from
+
 Activation = Callable[[], nn.Module]
 """A module without parameters, anew for each layer: `nn.SiLU`, `nn.GELU`, `nn.Softplus`."""
 
@@ -44,6 +46,10 @@ class MLP(nn.Module):
             raise ValueError(f"MLP: x must have shape (num_chains, *event) with {self.num_inputs} elements an event, got {tuple(x.shape)}")
         energies: Tensor = self.layers(x.flatten(1) if x.dim() > 1 else x[:, None]).squeeze(1)
         return energies
+
+    def as_perceptron(self) -> Perceptron | None:
+        """What `trace` and the losses take formulas from; None where a subclass computes something else."""
+        return perceptron_from(self, self.layers, is_energy=True) if type(self).forward is MLP.forward else None
 
 
 class ConvNet(nn.Module):

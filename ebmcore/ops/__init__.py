@@ -1,6 +1,7 @@
 """Native ops on torch tensors and NumPy arrays, one function each, with its plain-torch twin `<op>_reference`."""
 
 from ebmcore._native import cuda_problem, info, version
+from ebmcore.ops.activations import activation_derivatives
 from ebmcore.ops.clusters import swendsen_wang_
 from ebmcore.ops.ising import (
     IsingModel,
@@ -13,6 +14,7 @@ from ebmcore.ops.ising import (
 )
 from ebmcore.ops.langevin import langevin_step, langevin_step_, langevin_step_reference
 from ebmcore.ops.potts import PottsTables, potts_chain_
+from ebmcore.ops.probes import probe_dot, probes
 from ebmcore.ops.proposals import (
     Verdict,
     accept_flips_,
@@ -37,6 +39,7 @@ __all__ = [
     "accept_flips_reference",
     "accept_langevin_",
     "accept_langevin_reference",
+    "activation_derivatives",
     "bernoulli",
     "cuda_problem",
     "get_num_threads",
@@ -53,6 +56,8 @@ __all__ = [
     "normal",
     "philox",
     "potts_chain_",
+    "probe_dot",
+    "probes",
     "propose_flips",
     "propose_flips_reference",
     "propose_langevin",
