@@ -114,6 +114,7 @@ def bilinear_form(f: Any) -> Tensor:
     return second * (first @ third).t()
 
 
+@torch.no_grad()
 def closed_form(f: Any, x: Tensor, form: Tensor) -> tuple[Tensor, Tensor]:
     """a'(z_2)ᵀ [W_2 ∘ (W_1 W_3)ᵀ] a'(z_1), the identity that ours goes by, by hand for SiLU."""
     *hidden, last = (layer for layer in f.layers if isinstance(layer, nn.Linear))
