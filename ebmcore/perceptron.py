@@ -66,7 +66,8 @@ class Perceptron:
         """Whether the formulas are for this x: dtype and device of all weights, and nothing rewrites the products."""
         is_same = all(p is None or (p.dtype == x.dtype and p.device == x.device) for p in (*self.weights, *self.biases))
         is_field = self.num_outputs == (1 if self.is_energy else self.num_inputs)
-        return is_same and is_field and x.shape[1:].numel() == self.num_inputs and not torch.is_autocast_enabled(x.device.type)
+        takes_shape = x.dim() == 2 or not isinstance(self._owner, nn.Sequential)  # which works on the last dimension alone
+        return is_same and is_field and takes_shape and x.shape[1:].numel() == self.num_inputs and not torch.is_autocast_enabled(x.device.type)
 
     def forward(self, x: Tensor, num_derivatives: int = 1) -> Layers:
         """x: (num_chains, num_inputs)."""

@@ -17,19 +17,20 @@ from torch import Tensor
 from ebmcore import ops
 from ebmcore.losses.batch import check_batch, finite_mean
 from ebmcore.ops import Stream
-from ebmcore.trace.linearization import linearize
+from ebmcore.trace.linearization import linearize, outside_inference_mode
 from ebmcore.types import Key
 
 _CALLER = "denoising_score_matching"
 
 
+@outside_inference_mode
 def denoising_score_matching(
     model: Callable[..., Any] | Any,
     x: Tensor,
     noise_std: float | Sequence[float] | Tensor,
     *,
     noise: Tensor | None = None,
-    key: int | Key | None = None,
+    key: Key | None = None,
 ) -> Tensor:
     """mean ½ |s(x + σε) + ε/σ|², ε ~ N(0, 1): at its minimum s is the score of the data convolved with N(0, σ²).
 

@@ -11,18 +11,20 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ebmcore.losses.batch import check_batch, finite_mean
-from ebmcore.trace.linearization import Probes, linearize
+from ebmcore.trace.linearization import linearize, outside_inference_mode
+from ebmcore.trace.probes import ProbeLaw, Probes
 from ebmcore.types import Key
 
 
+@outside_inference_mode
 def score_matching(
     model: Callable[[Tensor], Tensor] | Any,
     x: Tensor,
     *,
     trace: Literal["exact", "hutchinson"] = "exact",
     num_probes: int = 1,
-    probe: str | Tensor = "rademacher",
-    key: int | Key | None = None,
+    probe: ProbeLaw | Tensor = "rademacher",
+    key: Key | None = None,
 ) -> Tensor:
     """mean ½ |s(x)|² + tr ∇s(x): up to a constant ½ E|s - ∇ log p_data|², half the mean square error of the score.
 
@@ -51,6 +53,6 @@ def score_matching(
     if trace not in ("exact", "hutchinson"):
         raise ValueError(f"{caller}: trace must be 'exact' or 'hutchinson', got {trace!r}")
     linear = linearize(model, x, caller)
-    divergence = linear.trace() if trace == "exact" else linear.quadratic_forms(Probes.of(x, num_probes, probe, key, caller)).mean(0)
+    divergence = linear.trace() if trace == "exact" else linear.quadratic_forms(Probes(x, num_probes, probe, key, caller)).mean(0)
     half_square = 0.5 * linear.field.reshape(len(x), -1).square().sum(1)
     return finite_mean(half_square - divergence if linear.is_energy else half_square + divergence, caller)

@@ -11,18 +11,20 @@ from torch import Tensor
 
 from ebmcore.gradients import as_energy
 from ebmcore.losses.batch import check_batch, finite_mean
-from ebmcore.trace.linearization import Probes, linearize
+from ebmcore.trace.linearization import linearize, outside_inference_mode
+from ebmcore.trace.probes import ProbeLaw, Probes
 from ebmcore.types import Key
 
 
+@outside_inference_mode
 def sliced_score_matching(
     model: Callable[[Tensor], Tensor] | Any,
     x: Tensor,
     *,
     num_probes: int = 1,
-    probe: str | Tensor = "rademacher",
+    probe: ProbeLaw | Tensor = "rademacher",
     variance_reduced: bool = True,
-    key: int | Key | None = None,
+    key: Key | None = None,
 ) -> Tensor:
     """mean ½ |s|² + vᵀ∇s v over rows and probes; without `variance_reduced` ½ (v·s)² stands for ½ |s|².
 
@@ -50,7 +52,7 @@ def sliced_score_matching(
     """
     caller = "sliced_score_matching"
     check_batch(x, "x", caller)
-    probes = Probes.of(x, num_probes, probe, key, caller)
+    probes = Probes(x, num_probes, probe, key, caller)
     linear = linearize(model, x, caller)
     products = linear.quadratic_forms(probes)
     square = linear.field.reshape(len(x), -1).square().sum(1) if variance_reduced else probes.dot(linear.field).square()
@@ -64,8 +66,8 @@ def finite_difference_score_matching(
     *,
     epsilon: float = 0.1,
     num_probes: int = 1,
-    probe: str | Tensor = "rademacher",
-    key: int | Key | None = None,
+    probe: ProbeLaw | Tensor = "rademacher",
+    key: Key | None = None,
 ) -> Tensor:
     """Sliced score matching without a derivative in x, to second order in `epsilon`.
 
@@ -93,7 +95,7 @@ def finite_difference_score_matching(
     check_batch(x, "x", caller)
     if not (math.isfinite(epsilon) and epsilon > 0):
         raise ValueError(f"{caller}: epsilon must be finite and > 0, got {epsilon}")
-    probes = Probes.of(x, num_probes, probe, key, caller)
+    probes = Probes(x, num_probes, probe, key, caller)
     v = probes.vectors()
     points = torch.cat((x[None], x + epsilon * v, x - epsilon * v)).flatten(0, 1)
     value = as_energy(model)(points)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ebmcore.ops.registration import number
 from ebmcore.trace.linearization import Linearization, linearize, outside_inference_mode
-from ebmcore.trace.probes import ProbeLaw, Probes
+from ebmcore.trace.probes import ProbeLaw, Probes, flattened
 from ebmcore.types import Key, bounded_int
 
 _MIN_PROBES = 16  # before a standard error is believed: two Rademacher probes in two dimensions agree half of the time
@@ -193,20 +193,25 @@ def _mean_and_error(forms: Tensor, probes: Probes | None) -> tuple[Tensor, Tenso
     count = len(forms)
     if count == 1:
         return forms[0], None
-    error = forms.detach().std(0) / math.sqrt(count)
+    error = _standard_error(forms.detach())
     if probes is not None and probes.law == "orthogonal":
         error = error * math.sqrt(1 - count / probes.dimension)
     return forms.mean(0), error
 
 
+def _standard_error(draws: Tensor) -> Tensor:
+    """Of the means over the first axis."""
+    return (draws - draws.mean(0)).square().sum(0).div(len(draws) * (len(draws) - 1)).sqrt()
+
+
 def _columns(v: Tensor) -> Tensor:
     """(num_vectors, num_chains, *event) -> (num_chains, dimension, num_vectors)."""
-    return v.reshape(*v.shape[:2], -1).permute(1, 2, 0)
+    return flattened(v, 2).permute(1, 2, 0)
 
 
 def _times(linear: Linearization, columns: Tensor, like: Tensor) -> Tensor:
     """The Jacobian, or its transpose, times the columns of every chain's matrix."""
-    v = columns.permute(2, 0, 1).reshape(-1, *like.shape[1:])
+    v = columns.permute(2, 0, 1).reshape(columns.shape[2], *like.shape[1:])
     return _columns(linear.products(v))
 
 
@@ -220,7 +225,7 @@ def _hutch_plus_plus(linear: Linearization, range_probes: Tensor, rest_probes: T
     forms = (rest * products[:, :, size:]).sum(1)
     value = linear.checked((q * products[:, :, :size]).sum((1, 2)) + forms.mean(1))
     num_rest = forms.shape[1]
-    error = forms.detach().std(1) / math.sqrt(num_rest) if num_rest > 1 else None
+    error = _standard_error(forms.detach().T) if num_rest > 1 else None
     return TraceEstimate(value, error, 2 * size + num_rest)
 
 
@@ -248,5 +253,5 @@ def _xtrace(linear: Linearization, probes: Tensor, *, is_rotation_invariant: boo
     estimates = trace_of_range[:, None] - (s * (h @ s)).sum(1) + scale * through
     # A range that fewer vectors span is whole without the i-th: nothing is left to estimate.
     value = torch.where(is_deficient, trace_of_range, estimates.mean(1))
-    error = torch.where(is_deficient, torch.zeros_like(value), estimates.std(1) / math.sqrt(m))
+    error = torch.where(is_deficient, torch.zeros_like(value), _standard_error(estimates.T))
     return TraceEstimate(linear.checked(value), error, 2 * m)

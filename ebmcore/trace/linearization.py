@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ebmcore.gradients import as_energy, check_state
 from ebmcore.perceptron import Perceptron, perceptron_of
-from ebmcore.trace.probes import Probes
+from ebmcore.trace.probes import Probes, flattened
 from ebmcore.types import DivergenceError
 
 _MAX_ELEMENTS = 2**22  # of the vectors in one batched pass
@@ -84,8 +84,7 @@ class Linearization:
 
 def check_finite(caller: str, field: Tensor, values: Tensor) -> None:
     """Raise DivergenceError naming the rows where `field` (num_chains, *event) or `values` (..., num_chains) are not finite."""
-    is_finite = field.detach().isfinite().flatten(1).all(1) if field.dim() > 1 else field.detach().isfinite()
-    is_finite = is_finite & values.isfinite().reshape(-1, len(field)).all(0)
+    is_finite = flattened(field.detach(), 1).isfinite().all(1) & values.isfinite().reshape(-1, len(field)).all(0)
     if bool(is_finite.all()):
         return
     chains = (~is_finite).nonzero().flatten().tolist()
@@ -139,7 +138,7 @@ class _ByFormula(Linearization):
         self.is_energy = perceptron.is_energy
         self.needs_graph = torch.is_grad_enabled() and (x.requires_grad or perceptron.requires_grad)
         with torch.set_grad_enabled(self.needs_graph):
-            self._layers = perceptron.forward(x.reshape(len(x), -1), 2 if self.is_energy else 1)
+            self._layers = perceptron.forward(flattened(x, 1), 2 if self.is_energy else 1)
             field = self._layers.output
             if self.is_energy:
                 field, self._curvatures = perceptron.curvatures(self._layers)
@@ -158,16 +157,17 @@ class _ByFormula(Linearization):
         with torch.set_grad_enabled(self.needs_graph):
             parts = []
             for i in range(begin, probes.num_probes, size):
-                v = probes.vectors(i, i + size).reshape(-1, len(self._x), self._perceptron.num_inputs)
+                v = flattened(probes.vectors(i, i + size), 2)
                 if self.is_energy:
                     parts.append(self._perceptron.hessian_forms(self._layers, self._curvatures, v))
                 else:
-                    parts.append(probes.dot(self._perceptron.jacobian_products(self._layers, v).reshape(-1, *self._x.shape), i))
+                    products = self._perceptron.jacobian_products(self._layers, v)
+                    parts.append(probes.dot(products.reshape(len(v), *self._x.shape), i))
             return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def products(self, v: Tensor) -> Tensor:
         with torch.set_grad_enabled(self.needs_graph):
-            flat = v.reshape(len(v), len(self._x), -1)
+            flat = flattened(v, 2)
             product = self._perceptron.hessian_products if self.is_energy else self._perceptron.jacobian_products
             return product(self._layers, flat).reshape(v.shape)
 

@@ -55,7 +55,7 @@ class Probes:
             return self._draw(self.law, begin, end)
         if self.law == "sphere":
             v = self._draw("gaussian", begin, end)
-            length = v.flatten(2).norm(dim=2) if v.dim() > 2 else v.abs()
+            length = flattened(v, 2).norm(dim=2)
             return v * (math.sqrt(self.dimension) / length).reshape(*length.shape, *[1] * (v.dim() - 2))
         self._vectors = _orthogonal(self._draw("gaussian", 0, self.num_probes))
         return self._vectors[begin:end]
@@ -65,14 +65,19 @@ class Probes:
         if u.dim() == self._x.dim():
             u = u.expand(self.num_probes - begin, *u.shape)
         if self.law in ("rademacher", "gaussian"):
-            return ops.probe_dot(u, key=self.key.advance(begin) if begin else self.key, probe=self.law)
-        product = u * self.vectors(begin, begin + len(u))
-        return product.flatten(2).sum(2) if product.dim() > 2 else product
+            dots: Tensor = ops.probe_dot(u, key=self.key.advance(begin) if begin else self.key, probe=self.law)
+            return dots
+        return flattened(u * self.vectors(begin, begin + len(u)), 2).sum(2)
 
     def _draw(self, law: str, begin: int, end: int) -> Tensor:
         x = self._x
         key = self.key.advance(begin) if begin else self.key
         return ops.probes((end - begin, *x.shape), key=key, probe=law, dtype=x.dtype, device=x.device)
+
+
+def flattened(x: Tensor, dim: int) -> Tensor:
+    """The event, all dimensions from `dim` on, in one; also if it has none."""
+    return x.flatten(dim) if x.dim() > dim else x[..., None]
 
 
 def draw_probes(x: Tensor, num_probes: int, probe: ProbeLaw = "rademacher", *, key: Key | None = None) -> Tensor:
@@ -92,8 +97,7 @@ def draw_probes(x: Tensor, num_probes: int, probe: ProbeLaw = "rademacher", *, k
 
 def _orthogonal(gaussian: Tensor) -> Tensor:
     """The frames of QR with a positive diagonal, hence Haar distributed, each vector of length √d."""
-    num_probes, n = gaussian.shape[:2]
-    columns = gaussian.reshape(num_probes, n, -1).permute(1, 2, 0)
+    columns = flattened(gaussian, 2).permute(1, 2, 0)
     q, r = torch.linalg.qr(columns)
     q = q * r.diagonal(dim1=1, dim2=2).sign()[:, None] * math.sqrt(columns.shape[1])
     return q.permute(2, 0, 1).reshape(gaussian.shape)

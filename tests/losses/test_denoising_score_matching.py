@@ -51,7 +51,7 @@ def test_expectation_over_the_noise(number: int) -> None:
     assert float(mean.mean()) == pytest.approx(case["dsm_expected_over_eps"], rel=1e-12)
     num_copies = 20_000
     with torch.no_grad():
-        loss = denoising_score_matching(model.score, x.repeat(num_copies, 1), case["sigma"], key=3)
+        loss = denoising_score_matching(model.score, x.repeat(num_copies, 1), case["sigma"], key=Key(3))
     error = math.sqrt(float(variance.mean()) / (num_copies * len(x)))
     assert abs(float(loss) - case["dsm_expected_over_eps"]) < 5.45 * error
     assert error < 0.002 * case["dsm_expected_over_eps"]
@@ -67,7 +67,7 @@ def test_expectation_over_the_levels() -> None:
     variance = squares.mean(0) - means.mean(0).square()  # of a row, its level being random
     num_copies = 20_000
     with torch.no_grad():
-        loss = denoising_score_matching(lambda x, sigma: model.score(x), x.repeat(num_copies, 1), levels, key=3)
+        loss = denoising_score_matching(lambda x, sigma: model.score(x), x.repeat(num_copies, 1), levels, key=Key(3))
     error = math.sqrt(float(variance.mean()) / (num_copies * len(x)))
     assert abs(float(loss) - float(means.mean())) < 5.45 * error
     assert error < 0.002 * float(means.mean())
@@ -81,7 +81,7 @@ def test_levels_are_uniform_and_each_row_is_blurred_by_its_own() -> None:
         return -x / sigma[:, None] ** 2
 
     noise = data(10_000, 2)
-    loss = denoising_score_matching(score, torch.zeros(10_000, 2, dtype=torch.float64), levels, noise=noise, key=1)
+    loss = denoising_score_matching(score, torch.zeros(10_000, 2, dtype=torch.float64), levels, noise=noise, key=Key(1))
     sigma = seen["sigma"]
     assert sigma.dtype == torch.float64
     counts = torch.tensor([int((sigma == level).sum()) for level in levels])
@@ -90,7 +90,7 @@ def test_levels_are_uniform_and_each_row_is_blurred_by_its_own() -> None:
     assert torch.equal(seen["x"], sigma[:, None] * noise)
     assert float(loss.detach()) == pytest.approx(0.0, abs=1e-24)  # the score of data at 0, blurred: σ s + eps = 0
     halves = [denoising_score_matching(score, torch.ones(k, 2).double(), levels, key=Key(1).shard(s)) for s, k in ((0, 600), (600, 400))]
-    whole = denoising_score_matching(score, torch.ones(1000, 2).double(), levels, key=1)
+    whole = denoising_score_matching(score, torch.ones(1000, 2).double(), levels, key=Key(1))
     torch.testing.assert_close(0.6 * halves[0] + 0.4 * halves[1], whole, rtol=1e-13, atol=0)
 
 
@@ -109,7 +109,7 @@ def test_many_levels_by_hand(as_form: str) -> None:
         value = f(x)
         return value / sigma.reshape(-1, *[1] * (value.dim() - 1))
 
-    loss = denoising_score_matching(conditional, x, (2.0, 1.0, 0.5), noise=noise, key=4)
+    loss = denoising_score_matching(conditional, x, (2.0, 1.0, 0.5), noise=noise, key=Key(4))
     sigma = seen[-1]
     assert len(sigma.unique()) > 1
     grads = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)

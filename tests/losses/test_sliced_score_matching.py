@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ebmcore import Key
 from ebmcore.losses import finite_difference_score_matching, score_matching, sliced_score_matching
 from support.score_models import FORMS, GaussianModel, data, form, small_model, truth_cases
 from support.targets import Counting
@@ -64,8 +65,8 @@ def test_variance_reduction_reduces_the_variance() -> None:
     d = 8
     model = GaussianModel(torch.eye(d, dtype=torch.float64), torch.zeros(d, dtype=torch.float64))
     x = torch.ones(100, d, dtype=torch.float64)
-    assert float(sliced_score_matching(model.energy, x, key=0).detach()) == pytest.approx(d / 2 - d, rel=1e-14)
-    assert float(sliced_score_matching(model.energy, x, key=0, variance_reduced=False).detach()) != pytest.approx(d / 2 - d, rel=1e-3)
+    assert float(sliced_score_matching(model.energy, x, key=Key(0)).detach()) == pytest.approx(d / 2 - d, rel=1e-14)
+    assert float(sliced_score_matching(model.energy, x, key=Key(0), variance_reduced=False).detach()) != pytest.approx(d / 2 - d, rel=1e-3)
 
 
 @pytest.mark.parametrize("as_form", ["energy", "score"])
@@ -73,7 +74,7 @@ def test_finite_differences_converge_in_the_second_order(as_form: str) -> None:
     """Energies to the sliced loss, score functions to the variance-reduced one, in value and gradient; with the probes of the same key."""
     model, x = small_model(), data(6, 3)
     f, parameters = form(model, as_form), list(model.parameters())
-    options: dict[str, Any] = {"num_probes": 3, "probe": "gaussian", "key": 11}
+    options: dict[str, Any] = {"num_probes": 3, "probe": "gaussian", "key": Key(11)}
 
     def value_and_grads(loss: Tensor) -> Tensor:
         return torch.cat([loss.detach()[None], *(g.flatten() for g in torch.autograd.grad(loss, parameters, materialize_grads=True))])
@@ -89,20 +90,20 @@ def test_finite_differences_converge_in_the_second_order(as_form: str) -> None:
 def test_finite_differences_are_exact_for_quadratic_energies_and_ask_once() -> None:
     model, x = GaussianModel(data(3, 3), data(3)), data(6, 3)
     energy = Counting(model.energy)
-    loss = finite_difference_score_matching(energy, x, epsilon=0.5, num_probes=2, key=3)
+    loss = finite_difference_score_matching(energy, x, epsilon=0.5, num_probes=2, key=Key(3))
     assert energy.count == 1
-    torch.testing.assert_close(loss, sliced_score_matching(model.energy, x, num_probes=2, variance_reduced=False, key=3), rtol=1e-12, atol=0)
+    torch.testing.assert_close(loss, sliced_score_matching(model.energy, x, num_probes=2, variance_reduced=False, key=Key(3)), rtol=1e-12, atol=0)
 
 
 def test_finite_differences_see_the_kinks_of_relu() -> None:
     """E = |x - 1|, of which s' is 0 where it exists: at x = 1 the second difference is 2 / ε, the first 0."""
-    loss = finite_difference_score_matching(lambda x: (x - 1).abs().sum(1), torch.ones(5, 1), epsilon=0.25, key=0)
+    loss = finite_difference_score_matching(lambda x: (x - 1).abs().sum(1), torch.ones(5, 1), epsilon=0.25, key=Key(0))
     assert float(loss) == pytest.approx(-2 / 0.25)
 
 
 def test_a_batch_norm_sees_one_batch() -> None:
     energy = nn.Sequential(nn.BatchNorm1d(2, affine=False), nn.Linear(2, 1), nn.Flatten(0)).double()
-    finite_difference_score_matching(energy, data(4, 2), num_probes=3, key=0)
+    finite_difference_score_matching(energy, data(4, 2), num_probes=3, key=Key(0))
     assert int(energy[0].num_batches_tracked) == 1
 
 
@@ -116,9 +117,9 @@ PROBE = torch.ones(2, 4, 3, dtype=torch.float64)
         (ValueError, "num_probes must be an int >= 1, got 0", {"num_probes": 0}),
         (TypeError, "num_probes must be an int >= 1, got 1.5", {"num_probes": 1.5}),
         (ValueError, "probe must be .*, got 'uniform'", {"probe": "uniform"}),
-        (ValueError, r"probe must have shape \(num_probes, 4, 3\).*, got \(4, 3\)", {"probe": PROBE[0]}),
-        (ValueError, r"probe must have shape \(num_probes, 4, 3\).*, got \(2, 3, 3\)", {"probe": PROBE[:, :3]}),
-        (ValueError, r"probe must have shape \(num_probes, 4, 3\).*, got \(0, 4, 3\)", {"probe": PROBE[:0]}),
+        (ValueError, r"probe must have shape \(num_probes, \*\(4, 3\)\).*, got \(4, 3\)", {"probe": PROBE[0]}),
+        (ValueError, r"probe must have shape \(num_probes, \*\(4, 3\)\).*, got \(2, 3, 3\)", {"probe": PROBE[:, :3]}),
+        (ValueError, r"probe must have shape \(num_probes, \*\(4, 3\)\).*, got \(0, 4, 3\)", {"probe": PROBE[:0]}),
     ],
 )
 def test_bad_probes(loss: Any, error: type[Exception], match: str, options: dict[str, Any]) -> None:
