@@ -515,3 +515,22 @@ def test_an_operation_without_batching_goes_one_by_one():
 def test_no_chains():
     for call in (trace.exact, lambda f, x: trace.hutchinson(f, x, 2), lambda f, x: trace.xtrace(f, x, 4)):
         assert call(mixed, X[:0]).value.shape == (0,)
+
+
+def test_a_device_estimates_as_the_cpu_does(device):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        models = [
+            ebmcore.energies.MLP(6, (16, 16)).double(),
+            nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 6)).double(),
+            Scaled(mixed),
+        ]
+    x = X.flatten(1)
+    for model in models:
+        expected = [trace.exact(model, x), *(trace.hutchinson(model, x, 3, law, key=KEY) for law in LAWS), trace.xtrace(model, x, 12, key=KEY)]
+        there = model.to(device)
+        y = x.to(device)
+        found = [trace.exact(there, y), *(trace.hutchinson(there, y, 3, law, key=KEY) for law in LAWS), trace.xtrace(there, y, 12, key=KEY)]
+        for mine, theirs in zip(found, expected, strict=True):
+            assert mine.value.device.type == device
+            torch.testing.assert_close(mine.value.cpu(), theirs.value, rtol=1e-8, atol=1e-8)
