@@ -8,12 +8,15 @@ import typing
 import typing_extensions
 
 __all__: list[str] = [
+    "MAX_DERIVATIVE",
     "NORM_SEGMENT",
     "RBM_CHUNK",
     "RBM_RECORD",
     "RBM_TILE",
     "accept_flips",
     "accept_langevin",
+    "activation_derivatives",
+    "activation_derivatives_dot",
     "bernoulli",
     "cpu_target",
     "cpu_targets",
@@ -31,6 +34,9 @@ __all__: list[str] = [
     "potts_gwg",
     "potts_gwg_scratch",
     "potts_metropolis",
+    "probe_dot",
+    "probe_scale",
+    "probes",
     "propose_flips",
     "propose_langevin",
     "rademacher",
@@ -81,6 +87,20 @@ def accept_langevin(
     is_diverged: typing.Any,
     acceptance_prob: typing.Any,
     stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def activation_derivatives(
+    out: typing.Any,
+    x: typing.Any,
+    activation: typing.SupportsInt | typing.SupportsIndex,
+    first: typing.SupportsInt | typing.SupportsIndex,
+    count: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def activation_derivatives_dot(
+    out: typing.Any,
+    x: typing.Any,
+    weights: typing.Any,
+    activation: typing.SupportsInt | typing.SupportsIndex,
+    first: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def bernoulli(
     out: typing.Any,
@@ -234,6 +254,17 @@ def potts_metropolis(
     num_flips: typing.Any,
     workspace: typing.Any,
 ) -> None: ...
+def probe_dot(
+    out: typing.Any, u: typing.Any, is_shared: bool, key: typing.Any, is_gaussian: bool, stream: typing.SupportsInt | typing.SupportsIndex
+) -> None: ...
+def probe_scale(out: typing.Any, g: typing.Any, key: typing.Any, is_gaussian: bool, stream: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+def probes(
+    out: typing.Any,
+    key: typing.Any,
+    num_chains: typing.SupportsInt | typing.SupportsIndex,
+    is_gaussian: bool,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
 def propose_flips(
     index: typing.Any,
     log_q: typing.Any,
@@ -341,6 +372,7 @@ def uniform(
     out: typing.Any, key: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex, first_block: typing.SupportsInt | typing.SupportsIndex
 ) -> None: ...
 
+MAX_DERIVATIVE: int = 4
 NORM_SEGMENT: int = 8192
 RBM_CHUNK: int = 16
 RBM_RECORD: int = 32

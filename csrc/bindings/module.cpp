@@ -12,6 +12,8 @@ void register_proposals(py::module_& m);
 void register_potts(py::module_& m);
 void register_clusters(py::module_& m);
 void register_rbm(py::module_& m);
+void register_probes(py::module_& m);
+void register_activations(py::module_& m);
 }  // namespace ebm
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
@@ -24,4 +26,6 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     ebm::register_potts(m);
     ebm::register_clusters(m);
     ebm::register_rbm(m);
+    ebm::register_probes(m);
+    ebm::register_activations(m);
 }

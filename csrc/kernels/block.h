@@ -18,19 +18,24 @@ EBM_HD void block_values(const Draw& draw, const U64 (&w)[4], F64 (&v)[2]) {
     draw(words, v);
 }
 
+template <class C, class Draw>
+EBM_HD void draw_block(const Draw& draw, const PhiloxKey& rounds, uint64_t step, uint64_t chain, uint64_t block, uint32_t stream,
+                       C (&v)[kBlockSize<C>]) {
+    const PhiloxRow<U64> rows[1] = {philox_row<U64>(step, chain, philox_c3(step, chain, stream), rounds)};
+    const U64 c0[1] = {block};
+    U64 words[1][4];
+    philox4x32<1>(c0, rows, rounds, words);
+    block_values(draw, words[0], v);
+}
+
 // key: [seed, step, first_chain]; chain and block are counted within the array, whose rows have dim elements.
 template <class C, class Draw, class Sink>
 EBM_HD void run_block(const Draw& draw, const Sink& sink, const int64_t* key, int64_t chain, int64_t block, int64_t dim,
                       int64_t first_block, uint32_t stream) {
     constexpr int kBlock = kBlockSize<C>;
-    const PhiloxKey rounds = philox_key(static_cast<uint64_t>(key[0]));
-    const uint64_t step = static_cast<uint64_t>(key[1]), id = static_cast<uint64_t>(key[2] + chain);
-    const PhiloxRow<U64> rows[1] = {philox_row<U64>(step, id, philox_c3(step, id, stream), rounds)};
-    const U64 c0[1] = {static_cast<uint64_t>(first_block + block)};
-    U64 words[1][4];
-    philox4x32<1>(c0, rows, rounds, words);
     C v[kBlock];
-    block_values(draw, words[0], v);
+    draw_block<C>(draw, philox_key(static_cast<uint64_t>(key[0])), static_cast<uint64_t>(key[1]), static_cast<uint64_t>(key[2] + chain),
+                  static_cast<uint64_t>(first_block + block), stream, v);
     const auto row = sink.row(chain);
     const int64_t element = block * kBlock;
     EBM_UNROLL for (int j = 0; j < kBlock; ++j) {

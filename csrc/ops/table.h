@@ -1,10 +1,12 @@
 // One function pointer per line of ops.def: what a backend hands out.
 #pragma once
 
+#include "activations.h"
 #include "clusters.h"
 #include "ising.h"
 #include "langevin.h"
 #include "potts.h"
+#include "probes.h"
 #include "proposals.h"
 #include "random.h"
 #include "rbm.h"

@@ -1,20 +1,17 @@
 """Native ops on torch tensors and NumPy arrays, one function each, with its plain-torch twin `<op>_reference`."""
 
 from ebmcore._native import cuda_problem, info, version
-from ebmcore.ops.activations import activation_derivatives
-from ebmcore.ops.clusters import swendsen_wang_
-from ebmcore.ops.ising import (
-    IsingModel,
-    ising_energy,
-    ising_fields,
-    ising_gibbs_,
-    ising_gibbs_reference,
-    ising_gwg_,
-    ising_metropolis_,
+from ebmcore.ops.activations import (
+    activation_derivatives,
+    activation_derivatives_dot,
+    activation_derivatives_dot_reference,
+    activation_derivatives_reference,
 )
+from ebmcore.ops.clusters import swendsen_wang_
+from ebmcore.ops.ising import IsingModel, ising_energy, ising_fields, ising_gibbs_, ising_gibbs_reference, ising_gwg_, ising_metropolis_
 from ebmcore.ops.langevin import langevin_step, langevin_step_, langevin_step_reference
 from ebmcore.ops.potts import PottsTables, potts_chain_
-from ebmcore.ops.probes import probe_dot, probes
+from ebmcore.ops.probes import probe_dot, probe_dot_reference, probe_scale, probe_scale_reference, probes, probes_reference
 from ebmcore.ops.proposals import (
     Verdict,
     accept_flips_,
@@ -40,6 +37,9 @@ __all__ = [
     "accept_langevin_",
     "accept_langevin_reference",
     "activation_derivatives",
+    "activation_derivatives_dot",
+    "activation_derivatives_dot_reference",
+    "activation_derivatives_reference",
     "bernoulli",
     "cuda_problem",
     "get_num_threads",
@@ -57,7 +57,11 @@ __all__ = [
     "philox",
     "potts_chain_",
     "probe_dot",
+    "probe_dot_reference",
+    "probe_scale",
+    "probe_scale_reference",
     "probes",
+    "probes_reference",
     "propose_flips",
     "propose_flips_reference",
     "propose_langevin",

@@ -32,6 +32,8 @@ class Stream(enum.IntEnum):
     DATA = 6
     TIE = 7  # the low bits of a draw whose high bits did not decide
     HIDDEN = 8  # units that are no part of the state
+    NOISE = 9  # perturbations of data
+    LEVEL = 10  # noise levels of rows
 
 
 _ELEMENTS_PER_BLOCK = {

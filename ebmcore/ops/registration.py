@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ebmcore import _native
 from ebmcore.types import Key
@@ -19,8 +21,11 @@ from ebmcore.types import Key
 _library = torch.library.Library("ebmcore", "DEF")
 
 
-def register(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
-    """Define `ebmcore::<schema>` for CPU and CUDA tensors and return the callable op."""
+def register(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any], vmap: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """Define `ebmcore::<schema>` for CPU and CUDA tensors and return the callable op.
+
+    vmap: a rule as of torch.library.register_vmap, but for its first argument, what it is to call; None refuses vmap.
+    """
     name = schema[: schema.index("(")]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_contiguous_strides))
     for key in ("CPU", "CUDA"):
@@ -28,13 +33,53 @@ def register(schema: str, implementation: Callable[..., Any], fake: Callable[...
     torch.library.register_fake(f"ebmcore::{name}", fake, lib=_library)
     op: Callable[..., Any] = getattr(torch.ops.ebmcore, name).default
 
-    def refuse_vmap(*_: Any, **__: Any) -> Any:
+    torch.library.register_vmap(f"ebmcore::{name}", _rule(name, vmap, op), lib=_library)
+    return op
+
+
+def _rule(name: str, vmap: Callable[..., Any] | None, callee: Callable[..., Any]) -> Callable[..., Any]:
+    def refuse(*_: Any, **__: Any) -> Any:
         raise RuntimeError(
             f"ebmcore.ops.{name}: torch.func.vmap is not supported: rows would share their noise. The first axis is already the batch."
         )
 
-    torch.library.register_vmap(f"ebmcore::{name}", refuse_vmap, lib=_library)
-    return op
+    return functools.partial(vmap, callee) if vmap else refuse
+
+
+def differentiate(
+    name: str,
+    implementation: Callable[..., Any],
+    num_tensors: int,
+    *,
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+    jvp: Callable[..., Any],
+    vmap: Callable[..., Any] | None = None,
+) -> Callable[..., Any]:
+    """The registered op `name`, differentiable by the rules of an autograd.Function, whose first one or two arguments are its tensors.
+
+    Compiled graphs hold the op. Elsewhere an autograd.Function calls it: it costs half as much, has forward mode and goes with torch.func.
+    """
+    torch.library.register_autograd(f"ebmcore::{name}", backward, setup_context=setup_context, lib=_library)
+    op = getattr(torch.ops.ebmcore, name).default
+    last = num_tensors - 1
+
+    def call(*arguments: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return op(*arguments)
+        a, b = arguments[0], arguments[last]
+        if not is_plain(a, b, b):
+            return function.apply(*arguments)
+        needs_graph = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
+        return (apply if needs_graph or forward_ad._current_level >= 0 else implementation)(*arguments)
+
+    def forward(*arguments: Any) -> Any:
+        return (implementation if is_plain(arguments[0], arguments[last], arguments[last]) else op)(*arguments)
+
+    rules = {"forward": forward, "setup_context": setup_context, "backward": backward, "jvp": jvp, "vmap": _rule(name, vmap, call)}
+    function: Any = type(name, (torch.autograd.Function,), {rule: staticmethod(value) for rule, value in rules.items()})
+    apply = super(torch.autograd.Function, function).apply  # without the binding of default arguments, which costs more than the rest
+    return call
 
 
 _num_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", None)

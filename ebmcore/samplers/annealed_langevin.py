@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -199,11 +199,10 @@ class AnnealedLangevin:
 
 
 def _levels(noise_levels: Any) -> tuple[float, ...]:
-    if isinstance(noise_levels, str | bytes) or not hasattr(noise_levels, "__iter__"):
+    values = noise_levels.tolist() if hasattr(noise_levels, "tolist") else noise_levels
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise TypeError(f"AnnealedLangevin: noise_levels must be a sequence of numbers, got {noise_levels!r}")
-    if hasattr(noise_levels, "tolist"):
-        noise_levels = noise_levels.tolist()
-    levels = tuple(number(level, "noise_levels[...]", "AnnealedLangevin", low=0.0, strict=True) for level in noise_levels)
+    levels = tuple(number(level, "noise_levels[...]", "AnnealedLangevin", low=0.0, strict=True) for level in values)
     if not levels or any(low >= high for high, low in pairwise(levels)):
         raise ValueError(f"AnnealedLangevin: noise_levels must be one or more numbers, each smaller than the one before, got {levels}")
     return levels

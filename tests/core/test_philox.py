@@ -148,4 +148,6 @@ def test_streams_keep_their_numbers():
         "DATA": 6,
         "TIE": 7,
         "HIDDEN": 8,
+        "NOISE": 9,
+        "LEVEL": 10,
     }
