@@ -129,7 +129,7 @@ def outside_inference_mode(function: F) -> F:
 
 
 class _ByFormula(Linearization):
-    """Of a perceptron: exact traces in closed form, products in forward mode with all probes in one matrix product a layer."""
+    """Of a perceptron: exact traces in closed form, products with all probes in one matrix product a layer."""
 
     def __init__(self, perceptron: Perceptron, x: Tensor, caller: str) -> None:
         super().__init__(x, caller)
@@ -161,14 +161,14 @@ class _ByFormula(Linearization):
                 if self.is_energy:
                     parts.append(self._perceptron.hessian_forms(self._layers, self._curvatures, v))
                 else:
-                    products = self._perceptron.jacobian_products(self._layers, v)
-                    parts.append(probes.dot(products.reshape(len(v), *self._x.shape), i))
+                    products = self._perceptron.transposed_products(self._layers, v)
+                    parts.append((products * v if self.needs_graph else products.mul_(v)).sum(2))
             return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def products(self, v: Tensor) -> Tensor:
         with torch.set_grad_enabled(self.needs_graph):
             flat = flattened(v, 2)
-            product = self._perceptron.hessian_products if self.is_energy else self._perceptron.jacobian_products
+            product = self._perceptron.hessian_products if self.is_energy else self._perceptron.transposed_products
             return product(self._layers, flat).reshape(v.shape)
 
 
