@@ -65,8 +65,7 @@ class Probes:
         if u.dim() == self._x.dim():
             u = u.expand(self.num_probes - begin, *u.shape)
         if self.law in ("rademacher", "gaussian"):
-            dots: Tensor = ops.probe_dot(u, key=self.key.advance(begin) if begin else self.key, probe=self.law)
-            return dots
+            return ops.probe_dot(u, key=self.key.advance(begin) if begin else self.key, probe=self.law)
         return flattened(u * self.vectors(begin, begin + len(u)), 2).sum(2)
 
     def _draw(self, law: str, begin: int, end: int) -> Tensor:
