@@ -15,6 +15,8 @@ from torch.nn.functional import linear
 
 from ebmcore.energies import MLP
 
+func: Any = torch.func  # whose annotations know fewer results than it has
+
 Estimator = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(f, x, probes) -> the field (n, d) and the means of vᵀJv, (n,)."""
 
@@ -54,11 +56,11 @@ def batched_vjps(f: Any, x: Tensor, probes: Tensor, *, create_graph: bool = Fals
 
 def jvps(f: Any, x: Tensor, probes: Tensor) -> tuple[Tensor, Tensor]:
     """torch.func.jvp, under vmap if there are several probes."""
-    function = torch.func.grad(lambda y: f(y).sum()) if isinstance(f, MLP) else f
+    function = func.grad(lambda y: f(y).sum()) if isinstance(f, MLP) else f
     if len(probes) == 1:
-        s, product = torch.func.jvp(function, (x,), (probes[0],))
+        s, product = func.jvp(function, (x,), (probes[0],))
         return s, (product * probes[0]).sum(1)
-    s, products = torch.func.vmap(lambda v: torch.func.jvp(function, (x,), (v,)), out_dims=(None, 0))(probes)
+    s, products = func.vmap(lambda v: func.jvp(function, (x,), (v,)), out_dims=(None, 0))(probes)
     return s, (products * probes).sum(2).mean(0)
 
 
@@ -98,13 +100,13 @@ def autograd_loop(f: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def jacobians(f: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """The whole Jacobian of each chain by torch.func, all rows in one batched pass."""
-    function = torch.func.grad(lambda y: f(y[None])[0]) if isinstance(f, MLP) else lambda y: f(y[None])[0]
+    function = func.grad(lambda y: f(y[None])[0]) if isinstance(f, MLP) else lambda y: f(y[None])[0]
 
     def twice(y: Tensor) -> tuple[Tensor, Tensor]:
         s = function(y)
         return s, s
 
-    jacobian, s = torch.func.vmap(torch.func.jacrev(twice, has_aux=True))(x)
+    jacobian, s = func.vmap(func.jacrev(twice, has_aux=True))(x)
     return s, jacobian.diagonal(dim1=1, dim2=2).sum(1)
 
 
@@ -131,11 +133,12 @@ def closed_form(f: Any, x: Tensor, form: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def product_loop(f: Any, x: Tensor, columns: Tensor) -> Tensor:
-    return torch.stack([torch.func.jvp(f, (x,), (column,))[1] for column in columns.unbind(2)], 2)
+    products: list[Tensor] = [func.jvp(f, (x,), (column,))[1] for column in columns.unbind(2)]
+    return torch.stack(products, 2)
 
 
 def product_vmap(f: Any, x: Tensor, columns: Tensor) -> Tensor:
-    products: Tensor = torch.func.vmap(lambda v: torch.func.jvp(f, (x,), (v,))[1], in_dims=2, out_dims=2)(columns)
+    products: Tensor = func.vmap(lambda v: func.jvp(f, (x,), (v,))[1], in_dims=2, out_dims=2)(columns)
     return products
 
 
@@ -144,7 +147,8 @@ def hutch_plus_plus(times: Callable[[Tensor], Tensor], probes: Tensor) -> Tensor
     half = probes.shape[2] // 2
     q = torch.linalg.qr(times(probes[:, :, :half])).Q
     rest = probes[:, :, half:] - q @ (q.mT @ probes[:, :, half:])
-    return (q * times(q)).sum((1, 2)) + (rest * times(rest)).sum(1).mean(1)
+    value: Tensor = (q * times(q)).sum((1, 2)) + (rest * times(rest)).sum(1).mean(1)
+    return value
 
 
 def xtrace(times: Callable[[Tensor], Tensor], probes: Tensor) -> Tensor:

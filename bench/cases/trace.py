@@ -232,7 +232,7 @@ def _torchebm_update(inputs: Inputs) -> Run:
     losses, core = importlib.import_module("torchebm.losses"), importlib.import_module("torchebm.core")
     torch.set_float32_matmul_precision(precision)  # importing some parts of torchebm changes it for the process
 
-    class Model(core.BaseModel):  # type: ignore[misc]
+    class Model(core.BaseModel):  # type: ignore[misc, name-defined]
         def forward(self, x: Tensor) -> Tensor:
             energies: Tensor = inputs.f(x)
             return energies
