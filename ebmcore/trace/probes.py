@@ -56,7 +56,8 @@ class Probes:
         if self.law == "sphere":
             v = self._draw("gaussian", begin, end)
             length = flattened(v, 2).norm(dim=2)
-            return v * (math.sqrt(self.dimension) / length).reshape(*length.shape, *[1] * (v.dim() - 2))
+            scale: Tensor = math.sqrt(self.dimension) / length
+            return v * scale.reshape(*length.shape, *[1] * (v.dim() - 2))
         self._vectors = _orthogonal(self._draw("gaussian", 0, self.num_probes))
         return self._vectors[begin:end]
 
@@ -99,4 +100,5 @@ def _orthogonal(gaussian: Tensor) -> Tensor:
     columns = flattened(gaussian, 2).permute(1, 2, 0)
     q, r = torch.linalg.qr(columns)
     q = q * r.diagonal(dim1=1, dim2=2).sign()[:, None] * math.sqrt(columns.shape[1])
-    return q.permute(2, 0, 1).reshape(gaussian.shape)
+    vectors: Tensor = q.permute(2, 0, 1).reshape(gaussian.shape)
+    return vectors
