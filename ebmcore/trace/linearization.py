@@ -22,7 +22,7 @@ from ebmcore.trace.probes import Probes, flattened
 from ebmcore.types import DivergenceError
 
 _MAX_ELEMENTS = 2**22  # of the vectors in one batched pass
-_MIN_ROWS = 64  # of a perceptron's matrix products: keeps a core busy, and 16 probes for 64 chains need no more memory than one
+_MIN_ROWS = 128  # of a perceptron's matrix products: keeps a core busy; many probes need memory for so many rows at once, or for one probe
 
 
 class Linearization:
@@ -152,15 +152,15 @@ class _ByFormula(Linearization):
         count = probes.num_probes - begin
         size = count if self.needs_graph else max(1, _MIN_ROWS // max(1, len(self._x)))
         with torch.set_grad_enabled(self.needs_graph):
-            parts = []
-            for i in range(begin, probes.num_probes, size):
-                v = flattened(probes.vectors(i, i + size), 2)
-                if self.is_energy:
-                    parts.append(self._perceptron.hessian_forms(self._layers, self._curvatures, v))
-                else:
-                    products = self._perceptron.transposed_products(self._layers, v)
-                    parts.append(probes.dot(products.reshape(len(v), *self._x.shape), i))
+            parts = [self._forms_of(probes, i, i + size) for i in range(begin, probes.num_probes, size)]
             return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _forms_of(self, probes: Probes, begin: int, end: int) -> Tensor:
+        # No name for the vectors: they are freed as soon as the first layer is through with them.
+        if self.is_energy:
+            return self._perceptron.hessian_forms(self._layers, self._curvatures, flattened(probes.vectors(begin, end), 2))
+        products = self._perceptron.transposed_products(self._layers, flattened(probes.vectors(begin, end), 2))
+        return probes.dot(products.reshape(len(products), *self._x.shape), begin)
 
     def products(self, v: Tensor) -> Tensor:
         with torch.set_grad_enabled(self.needs_graph):
