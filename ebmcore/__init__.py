@@ -1,9 +1,10 @@
 """ebmcore: native-accelerated sampling for energy-based models in PyTorch."""
 
-from ebmcore import energies, evaluation, losses, ops, training
+from ebmcore import energies, evaluation, losses, networks, ops, trace, training
 from ebmcore.ops import get_num_threads, info, set_num_threads
 from ebmcore.ops import version as __version__
 from ebmcore.samplers import (
+    AnnealedLangevin,
     BlockGibbs,
     DiscreteLangevin,
     Gibbs,
@@ -19,6 +20,7 @@ from ebmcore.types import DivergenceError, Key
 from ebmcore.warm_up import warm_up
 
 __all__ = [
+    "AnnealedLangevin",
     "BlockGibbs",
     "DiscreteLangevin",
     "DivergenceError",
@@ -37,9 +39,11 @@ __all__ = [
     "get_num_threads",
     "info",
     "losses",
+    "networks",
     "ops",
     "sample",
     "set_num_threads",
+    "trace",
     "training",
     "warm_up",
 ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,6 +23,26 @@ def check_state(x: Tensor, caller: str) -> None:
         raise ValueError(f"{caller}: x must have shape (num_chains, *event), got a 0-d tensor")
     if 0 in x.shape[1:]:
         raise ValueError(f"{caller}: x must have at least one element in each chain, got {tuple(x.shape)}")
+
+
+def as_energy(model: Any) -> Callable[..., Tensor]:
+    """The energy -log p(x) of anything with a `log_prob` (a torch.distributions object, a flow), summed over what log_prob leaves of the event.
+
+    Any other callable is returned as it is.
+
+    Raises:
+        TypeError: neither.
+    """
+    if hasattr(model, "log_prob"):
+
+        def energy(x: Tensor) -> Tensor:
+            log_p: Tensor = model.log_prob(x)
+            return -log_p.flatten(1).sum(1) if log_p.dim() > 1 else -log_p
+
+        return energy
+    if not callable(model):
+        raise TypeError(f"as_energy: model must be callable or have log_prob, got {type(model).__name__}")
+    return model  # type: ignore[no-any-return]
 
 
 def energy_and_grad(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:

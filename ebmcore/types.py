@@ -6,7 +6,7 @@ Imports nothing else of the package.
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -57,6 +57,13 @@ def bounded_int(value: Any, name: str, caller: str, low: int = 0, high: int | No
     if number < low or (high is not None and number >= high):
         raise ValueError(f"{caller}: {name} must be {_range_text(low, high)}, got {number}")
     return number
+
+
+def bounded_ints(values: Any, name: str, caller: str, low: int = 0) -> tuple[int, ...]:
+    """A sequence of ints, each as `bounded_int` has it."""
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
+        raise TypeError(f"{caller}: {name} must be a sequence of ints, got {values!r}")
+    return tuple(bounded_int(value, name, caller, low) for value in values)
 
 
 def _range_text(low: int, high: int | None) -> str:

@@ -13,6 +13,9 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from ebmcore.perceptron import Perceptron, perceptron_from
+from ebmcore.types import bounded_int, bounded_ints
+
 Activation = Callable[[], nn.Module]
 """A module without parameters, anew for each layer: `nn.SiLU`, `nn.GELU`, `nn.Softplus`."""
 
@@ -31,7 +34,7 @@ class MLP(nn.Module):
 
     def __init__(self, num_inputs: int, hidden: Sequence[int] = (128, 128), activation: Activation = nn.SiLU) -> None:
         super().__init__()
-        widths = (_size(num_inputs, "MLP", "num_inputs"), *_sizes(hidden, "MLP", "hidden"))
+        widths = (bounded_int(num_inputs, "num_inputs", "MLP", low=1), *bounded_ints(hidden, "hidden", "MLP", low=1))
         self.num_inputs = widths[0]
         layers: list[nn.Module] = []
         for width, next_width in pairwise(widths):
@@ -44,6 +47,10 @@ class MLP(nn.Module):
             raise ValueError(f"MLP: x must have shape (num_chains, *event) with {self.num_inputs} elements an event, got {tuple(x.shape)}")
         energies: Tensor = self.layers(x.flatten(1) if x.dim() > 1 else x[:, None]).squeeze(1)
         return energies
+
+    def as_perceptron(self) -> Perceptron | None:
+        """What `trace` and the losses take formulas from; None where a subclass computes something else."""
+        return perceptron_from(self, self.layers, is_energy=True) if type(self).forward is MLP.forward else None
 
 
 class ConvNet(nn.Module):
@@ -71,7 +78,7 @@ class ConvNet(nn.Module):
         activation: Activation = nn.SiLU,
     ) -> None:
         super().__init__()
-        self.image_shape = _sizes(image_shape, "ConvNet", "image_shape")
+        self.image_shape = bounded_ints(image_shape, "image_shape", "ConvNet", low=1)
         if len(self.image_shape) != 3 or min(self.image_shape[1:]) < 8:
             raise ValueError(f"ConvNet: image_shape must be (num_channels, height, width) with sides of at least 8, got {self.image_shape}")
         depth, height, width = self.image_shape
@@ -79,14 +86,14 @@ class ConvNet(nn.Module):
             num_halvings = next(k for k in range(1, 64) if max(height, width) >> k <= 4)
             channels = [32 * 2**i for i in range(max(2, num_halvings))]
         layers: list[nn.Module] = []
-        for next_depth in _sizes(channels, "ConvNet", "channels"):
+        for next_depth in bounded_ints(channels, "channels", "ConvNet", low=1):
             if max(height, width) > 4 and min(height, width) > 1:
                 layers += [nn.Conv2d(depth, next_depth, kernel_size=4, stride=2, padding=1), activation()]
                 height, width = height // 2, width // 2
             else:
                 layers += [nn.Conv2d(depth, next_depth, kernel_size=3, padding=1), activation()]
             depth = next_depth
-        num_features, hidden = depth * height * width, _size(hidden, "ConvNet", "hidden")
+        num_features, hidden = depth * height * width, bounded_int(hidden, "hidden", "ConvNet", low=1)
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(num_features, hidden), activation(), nn.Linear(hidden, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,17 +102,3 @@ class ConvNet(nn.Module):
             raise ValueError(f"ConvNet: x must have shape (num_chains, {', '.join(map(str, self.image_shape))}), got {tuple(x.shape)}")
         energies: Tensor = self.layers(x).squeeze(1)
         return energies
-
-
-def _size(value: int, caller: str, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{caller}: {name} must be an int >= 1, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{caller}: {name} must be an int >= 1, got {value}")
-    return value
-
-
-def _sizes(values: Sequence[int], caller: str, name: str) -> tuple[int, ...]:
-    if isinstance(values, int) or not isinstance(values, Sequence):
-        raise TypeError(f"{caller}: {name} must be a sequence of ints, got {values!r}")
-    return tuple(_size(value, caller, name) for value in values)

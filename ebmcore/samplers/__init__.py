@@ -1,5 +1,6 @@
 """Samplers: frozen dataclasses of hyperparameters with init, step, advance and a call."""
 
+from ebmcore.samplers.annealed_langevin import AnnealedLangevin, AnnealedLangevinInfo, AnnealedLangevinState
 from ebmcore.samplers.block_gibbs import BlockGibbs
 from ebmcore.samplers.discrete_langevin import DiscreteLangevin
 from ebmcore.samplers.gibbs import Gibbs
@@ -10,6 +11,9 @@ from ebmcore.samplers.random_flip_metropolis import RandomFlipMetropolis
 from ebmcore.samplers.swendsen_wang import SwendsenWang
 
 __all__ = [
+    "AnnealedLangevin",
+    "AnnealedLangevinInfo",
+    "AnnealedLangevinState",
     "BlockGibbs",
     "DiscreteLangevin",
     "Gibbs",

@@ -22,6 +22,7 @@ class Case(NamedTuple):
     energy: Any  # (num_chains, *event) -> (num_chains,), each chain's arithmetic its own
     x: Tensor
     evaluations_per_step: int = 1
+    evaluations_at_start: int = 1
 
 
 class Pairs:
@@ -34,6 +35,11 @@ class Pairs:
         for i in range(1, y.shape[1]):
             value = value + (0.9 - 0.4 * i) * y[:, i - 1] * y[:, i] - 0.1 * i * y[:, i]
         return value
+
+
+def wells_of_level(x: Tensor, sigma: Any = 1.0) -> Tensor:
+    """Double wells that grow steeper from level to level."""
+    return quartic(x) / (0.1 + sigma)
 
 
 X = ops.normal((64, 5), key=Key(1), dtype=torch.float64)
@@ -49,6 +55,7 @@ SAMPLERS = {
     "langevin, noise first": Case(ebmcore.Langevin(0.01, noise_first=True), quartic, X),
     "langevin, freeze": Case(ebmcore.Langevin(0.01, on_divergence="freeze"), quartic, X),
     "langevin, restart": Case(ebmcore.Langevin(0.01, on_divergence="restart"), quartic, X),
+    "annealed langevin": Case(ebmcore.AnnealedLangevin((1.0, 0.5, 0.25, 0.1), 10, 2e-4, denoise=True), wells_of_level, X, evaluations_at_start=2),
     "gibbs": Case(ebmcore.Gibbs(), Pairs(), BITS, 5),
     "gibbs, random": Case(ebmcore.Gibbs("random"), OF_TOKENS, TOKENS),
     "gibbs, checkerboard": Case(ebmcore.Gibbs("checkerboard"), ISING, SPINS),
@@ -172,9 +179,9 @@ def test_one_evaluation_per_step(case):
         pytest.skip("its chains run natively, or from differences that it works out itself")
     energy = counting(case.energy)
     state = case.sampler.init(energy, case.x, seed=KEY)
-    assert energy.count == 1
+    assert energy.count == case.evaluations_at_start
     case.sampler.advance(energy, state, 25)
-    assert energy.count == 1 + 25 * case.evaluations_per_step
+    assert energy.count == case.evaluations_at_start + 25 * case.evaluations_per_step
 
 
 @cases

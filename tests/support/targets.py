@@ -89,12 +89,12 @@ class Network(nn.Module):
 class Counting:
     """An energy that counts its evaluations."""
 
-    def __init__(self, energy: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, energy: Callable[..., Tensor]) -> None:
         self.energy, self.count = energy, 0
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, *arguments: Tensor) -> Tensor:
         self.count += 1
-        return self.energy(x)
+        return self.energy(*arguments)
 
 
 class Spoiled:
