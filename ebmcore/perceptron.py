@@ -23,7 +23,7 @@ _ELEMENTWISE = (nn.CELU, nn.ELU, nn.GELU, nn.LeakyReLU, nn.Mish, nn.SELU, nn.Sof
 _FEW_ROWS, _MANY_WEIGHTS = 256, 2**16
 _MAX_ELEMENTS = 2**22  # of a layer's tangents when every column of a Jacobian is wanted
 
-_built: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[list[Any], list[Tensor], Any]]] = weakref.WeakKeyDictionary()
+_built: weakref.WeakKeyDictionary[nn.Module, tuple[list[Any], list[Tensor], dict[str, Any]]] = weakref.WeakKeyDictionary()
 
 
 T = TypeVar("T")
@@ -51,6 +51,7 @@ class Perceptron:
         self._activations = activations
         self.weights = [layer.weight for layer in linears]
         self.biases = [layer.bias for layer in linears]
+        self._kept: dict[str, Any] | None = None
 
     @property
     def num_inputs(self) -> int:
@@ -171,9 +172,10 @@ class Perceptron:
         if len(d) == 0:
             return first.diagonal().sum().expand(len(layers.output))
         if len(d) == 1:
-            return d[0] @ self._constant("diagonal", lambda: (first * last.t()).sum(1))
+            diagonal: Tensor = self._constant("diagonal", lambda: (first * last.t()).sum(1))
+            return d[0] @ diagonal
         if len(d) == 2:
-            form = self._constant("bilinear form", lambda: (first @ last) * self.weights[1].t())
+            form: Tensor = self._constant("bilinear form", lambda: (first @ last) * self.weights[1].t())
             return ((d[0] @ form) * d[1]).sum(1)
         if self.num_inputs <= len(first):  # tr J = Σ_k e_kᵀ J e_k, else tr(W_1 W_{L+1} D_L ... D_1) over the first layer's units
             columns, rows = first, last
@@ -193,7 +195,8 @@ class Perceptron:
         first = self.weights[0]
         if not curvatures:
             return layers.output.new_zeros(len(layers.output))
-        total = curvatures[0] @ self._constant("squared norms", lambda: first.square().sum(1))
+        squared_norms: Tensor = self._constant("squared norms", lambda: first.square().sum(1))
+        total = curvatures[0] @ squared_norms
         if len(curvatures) == 1:
             return total
         factor = first
@@ -217,17 +220,25 @@ class Perceptron:
             return build()
         if any(weight.is_inference() for weight in self.weights):
             return build()
-        # Versions count what optimisers do. Old code that writes through .data is not counted: hence the samples.
-        state = [(weight.data_ptr(), weight._version, weight.shape) for weight in self.weights]
-        samples = [weight.detach().reshape(-1)[:: max(1, weight.numel() // 61)] for weight in self.weights]
-        entries = _built.setdefault(self._owner, {})
-        known = entries.get(name)
-        if known and known[0] == state and all(map(torch.equal, known[1], samples)):
-            return known[2]  # type: ignore[no-any-return]
-        with torch.no_grad():
-            value = build()
-        entries[name] = (state, [sample.clone() for sample in samples], value)
-        return value
+        if self._kept is None:
+            self._kept = _kept_for(self._owner, self.weights)
+        if name not in self._kept:
+            with torch.no_grad():
+                self._kept[name] = build()
+        return self._kept[name]  # type: ignore[no-any-return]
+
+
+def _kept_for(owner: nn.Module, weights: Sequence[Tensor]) -> dict[str, Any]:
+    """What has been built for the values that the owner's weights have now; the older values' is forgotten."""
+    # Versions count what optimisers do. Old code that writes through .data is not counted: hence the samples.
+    state = [(weight.data_ptr(), weight._version, weight.shape) for weight in weights]
+    samples = [weight.detach().reshape(-1)[:: max(1, weight.numel() // 61)] for weight in weights]
+    known = _built.get(owner)
+    if known and known[0] == state and all(map(torch.equal, known[1], samples)):
+        return known[2]
+    kept: dict[str, Any] = {}
+    _built[owner] = (state, [sample.clone() for sample in samples], kept)
+    return kept
 
 
 def perceptron_of(f: Any) -> Perceptron | None:
