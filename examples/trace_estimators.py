@@ -139,10 +139,8 @@ def main() -> None:
             for m in args.products:
                 curves[name][label][m] = measure(estimator, matrix, m, args.repetitions, key)
                 key = key.advance(m)
-        print(
-            f"\n{name} spectrum: {args.dim} x {args.dim}, tr A = {float(matrix.trace()):.6g}; {args.repetitions} repetitions. Relative rms errors, then"
-        )
-        print("the rms of the reported standard errors over that of the errors, and how often the truth was within two of those reported")
+        print(f"\n{name} spectrum: {args.dim} x {args.dim}, tr A = {float(matrix.trace()):.6g}; {args.repetitions} repetitions")
+        print("relative rms errors; then the reported standard errors over them, and how often the truth was within two of those reported")
         deviations += report(curves[name], exact[name])
     print(f"\nHutchinson against the exact variances: {len(deviations)} rms errors, the furthest {max(map(abs, deviations)):.1f} standard errors off")
     draw(args.out, curves, exact)

@@ -36,6 +36,23 @@ void activation_derivatives_dot(const py::object& out, const py::object& x, cons
     run(name, &OpTable::activation_derivatives_dot, p, xv, activation, first);
 }
 
+void activation_tangents(const py::object& rows, const py::object& slopes, const py::object& bias, int64_t num_chains, int32_t activation) {
+    const char* name = "activation_tangents";
+    TensorView rv = view(rows, name, "rows");
+    if (rv.dtype != Dtype::float32) throw py::type_error("activation_tangents: rows must be float32");
+    if (rv.numel() == 0) return;
+    ActivationTangentsParams p{};
+    p.rows = static_cast<float*>(rv.data);
+    p.num_chains = num_chains;
+    p.dim = rv.dim / num_chains;
+    p.num_tangents = rv.num_chains - 1;
+    p.slopes = optional_data_of<float>(slopes, Dtype::float32, p.num_chains * p.dim, rv, name, "slopes");
+    p.bias = optional_data_of<const float>(bias, Dtype::float32, p.dim, rv, name, "bias");
+    p.activation = static_cast<Activation>(activation);
+    p.place = place_of(rv);
+    call(&OpTable::activation_tangents, p, rv, name);
+}
+
 }  // namespace
 
 void register_activations(py::module_& m) {
@@ -44,6 +61,8 @@ void register_activations(py::module_& m) {
           py::arg("count"));
     m.def("activation_derivatives_dot", &activation_derivatives_dot, py::arg("out"), py::arg("x"), py::arg("weights"),
           py::arg("activation"), py::arg("first"));
+    m.def("activation_tangents", &activation_tangents, py::arg("rows"), py::arg("slopes"), py::arg("bias"), py::arg("num_chains"),
+          py::arg("activation"));
 }
 
 }  // namespace ebm

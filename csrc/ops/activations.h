@@ -20,4 +20,16 @@ struct ActivationParams {
     Place place;
 };
 
+// One hidden layer in forward mode: rows[0] = a(rows[0] + bias), and the tangents that follow times a' at the same points.
+struct ActivationTangentsParams {
+    float* rows;        // (1 + num_tangents, num_chains, dim), contiguous
+    float* slopes;      // (num_chains, dim), written: a'; or null
+    const float* bias;  // (dim,) or null
+    int64_t num_chains;
+    int64_t dim;
+    int64_t num_tangents;
+    Activation activation;
+    Place place;
+};
+
 }  // namespace ebm

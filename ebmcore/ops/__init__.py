@@ -6,6 +6,8 @@ from ebmcore.ops.activations import (
     activation_derivatives_dot,
     activation_derivatives_dot_reference,
     activation_derivatives_reference,
+    activation_tangents_,
+    activation_tangents_reference,
 )
 from ebmcore.ops.clusters import swendsen_wang_
 from ebmcore.ops.ising import IsingModel, ising_energy, ising_fields, ising_gibbs_, ising_gibbs_reference, ising_gwg_, ising_metropolis_
@@ -40,6 +42,8 @@ __all__ = [
     "activation_derivatives_dot",
     "activation_derivatives_dot_reference",
     "activation_derivatives_reference",
+    "activation_tangents_",
+    "activation_tangents_reference",
     "bernoulli",
     "cuda_problem",
     "get_num_threads",

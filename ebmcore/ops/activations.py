@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ebmcore import _native
-from ebmcore.ops.registration import differentiate, register, require_device
+from ebmcore.ops.registration import differentiate, is_plain, register, require_device
 from ebmcore.types import bounded_int
 
 ACTIVATIONS = ("sigmoid", "softplus", "silu", "tanh", "relu")  # in the order of csrc/ops/activations.h
@@ -172,6 +172,65 @@ def activation_derivatives_dot(x: Tensor, weights: Tensor, activation: str, firs
         raise ValueError(f"{caller}: weights must be on {x.device}, got {weights.device}")
     result: Tensor = _dot(x, weights, activation, first)
     return result
+
+
+def _tangents_impl(rows: Tensor, bias: Tensor | None, activation: str, keep_slopes: bool) -> Tensor:
+    slopes = rows.new_empty(rows.shape[1:] if keep_slopes else 0)
+    if rows.dtype == torch.float32:
+        kept = slopes if keep_slopes else None
+        _native.core.activation_tangents(rows, kept, bias, rows.shape[1], ACTIVATIONS.index(activation))
+    else:
+        found = activation_tangents_reference(rows, bias, activation)
+        if keep_slopes:
+            slopes.copy_(found)
+    torch.autograd.graph.increment_version(rows)
+    return slopes
+
+
+_tangents = register(
+    "activation_tangents_(Tensor(a!) rows, Tensor? bias, str activation, bool keep_slopes) -> Tensor",
+    _tangents_impl,
+    lambda rows, bias, activation, keep_slopes: rows.new_empty(rows.shape[1:] if keep_slopes else 0),
+)
+
+
+@torch.no_grad()
+def activation_tangents_(rows: Tensor, bias: Tensor | None, activation: str, *, keep_slopes: bool = False) -> Tensor:
+    """A hidden layer in forward mode, in place and without gradients: rows[0] becomes a(z) with z = rows[0] + bias, rows[1:] become a'(z) · rows[1:].
+
+    Args:
+        rows: (1 + num_tangents, num_chains, width), float32 or float64, contiguous.
+        bias: (width,), dtype and device of rows, contiguous; None for 0.
+        activation: as for `activation_derivatives`.
+        keep_slopes: whether a'(z) is wanted.
+
+    Returns:
+        a'(z), (num_chains, width); of no elements unless keep_slopes.
+
+    Raises:
+        TypeError, ValueError: for anything else than the above.
+    """
+    caller = "activation_tangents_"
+    _check(rows, activation, 0, caller)
+    if rows.dim() != 3 or len(rows) == 0 or not rows.is_contiguous():
+        raise ValueError(f"{caller}: rows must be contiguous, (1 + num_tangents, num_chains, width), got {tuple(rows.shape)}")
+    if bias is not None:
+        if not isinstance(bias, Tensor) or bias.dtype != rows.dtype or bias.device != rows.device:
+            got = f"{bias.dtype} on {bias.device}" if isinstance(bias, Tensor) else repr(bias)
+            raise TypeError(f"{caller}: bias must be None or {rows.dtype} on {rows.device} as rows, got {got}")
+        if bias.shape != rows.shape[2:] or not bias.is_contiguous():
+            raise ValueError(f"{caller}: bias must be contiguous, {tuple(rows.shape[2:])}, got {tuple(bias.shape)}")
+    plain = is_plain(rows, rows if bias is None else bias.detach(), rows)
+    result: Tensor = (_tangents_impl if plain else _tangents)(rows, bias, activation, keep_slopes)
+    return result
+
+
+def activation_tangents_reference(rows: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """`activation_tangents_` in plain torch, in place, too; returns the slopes."""
+    value, slopes = activation_derivatives_reference(rows[0] if bias is None else rows[0] + bias, activation, 0, 2)
+    rows[0] = value
+    rows[1:] *= slopes
+    return slopes
 
 
 @functools.lru_cache(maxsize=64)

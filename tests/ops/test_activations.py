@@ -216,6 +216,9 @@ def test_function_transforms(activation):
         torch.func.vmap(dot, in_dims=(None, 2))(x[0, 0].expand(6), weights), torch.func.vmap(dot)(x[0, 0].expand(10, 6), weights.movedim(2, 0))
     )
     torch.testing.assert_close(torch.func.vmap(torch.func.grad(lambda x: derivatives(x)[1].sum()))(x), expected[2])
+    torch.testing.assert_close(torch.func.grad(lambda x: torch.func.vmap(derivatives)(x)[:, 1].sum())(x), expected[2])
+    leaf = x.clone().requires_grad_()
+    torch.testing.assert_close(torch.autograd.grad(torch.func.vmap(derivatives)(leaf)[:, 1].sum(), leaf)[0], expected[2])
     torch.testing.assert_close(torch.func.jvp(derivatives, (x,), (x,))[1][:2], x * expected[1:])
     along = torch.func.jvp(dot, (x, weights), (x, weights))[1]
     torch.testing.assert_close(along, x * ops.activation_derivatives_dot(x, weights, activation, 2) + dot(x, weights))

@@ -186,11 +186,11 @@ def test_shapes_and_dtypes(device: str, shape: tuple[int, ...], dtype: torch.dty
         return -x
 
     sampler = AnnealedLangevin(LEVELS, 2, 0.01, denoise=True)
-    x = torch.zeros(shape, dtype=dtype, device=device)
+    x = torch.full(shape, 0.5, dtype=dtype, device=device)
     result = sampler(model, x, seed=1)
     assert (result.shape, result.dtype, result.device) == (x.shape, x.dtype, x.device)
     state = sampler.init(model, x, seed=1)
-    assert state.score.shape == x.shape
+    assert_same_bits(state.score, -x)
     assert state.energy.shape == sampler.advance(model, state, 3)[1].is_diverged.shape == x.shape[:1]
 
 

@@ -6,26 +6,22 @@
 EBM_BEGIN
 namespace {
 
-template <template <class> class Sink, class Function>
-Status run_elements_of(const ActivationParams& p) {
-    return for_each_element<float>(Sink<Function>{p}, 1, p.size, p.place);
-}
-
-template <template <class> class Sink>
-Status run_activation(const ActivationParams& p) {
+template <template <class> class Sink, class Params>
+Status run_activation(const Params& p, int64_t num_chains, int64_t dim) {
     switch (p.activation) {
-        case Activation::sigmoid: return run_elements_of<Sink, SigmoidDerivatives>(p);
-        case Activation::softplus: return run_elements_of<Sink, SoftplusDerivatives>(p);
-        case Activation::silu: return run_elements_of<Sink, SiluDerivatives>(p);
-        case Activation::tanh: return run_elements_of<Sink, TanhDerivatives>(p);
-        case Activation::relu: return run_elements_of<Sink, ReluDerivatives>(p);
+        case Activation::sigmoid: return for_each_element<float>(Sink<SigmoidDerivatives>{p}, num_chains, dim, p.place);
+        case Activation::softplus: return for_each_element<float>(Sink<SoftplusDerivatives>{p}, num_chains, dim, p.place);
+        case Activation::silu: return for_each_element<float>(Sink<SiluDerivatives>{p}, num_chains, dim, p.place);
+        case Activation::tanh: return for_each_element<float>(Sink<TanhDerivatives>{p}, num_chains, dim, p.place);
+        case Activation::relu: return for_each_element<float>(Sink<ReluDerivatives>{p}, num_chains, dim, p.place);
     }
     return "no such activation";
 }
 
 }  // namespace
 
-Status activation_derivatives(const ActivationParams& p) { return run_activation<DerivativesSink>(p); }
-Status activation_derivatives_dot(const ActivationParams& p) { return run_activation<DerivativesDotSink>(p); }
+Status activation_derivatives(const ActivationParams& p) { return run_activation<DerivativesSink>(p, 1, p.size); }
+Status activation_derivatives_dot(const ActivationParams& p) { return run_activation<DerivativesDotSink>(p, 1, p.size); }
+Status activation_tangents(const ActivationTangentsParams& p) { return run_activation<TangentsSink>(p, p.num_chains, p.dim); }
 
 EBM_END
