@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ebmcore.ops import activation_derivatives
+from ebmcore.ops.activations import layer_in_forward_mode
 
 _NATIVE: dict[type[nn.Module], str] = {nn.SiLU: "silu", nn.Tanh: "tanh", nn.Softplus: "softplus", nn.Sigmoid: "sigmoid", nn.ReLU: "relu"}
 _ELEMENTWISE = (nn.CELU, nn.ELU, nn.GELU, nn.LeakyReLU, nn.Mish, nn.SELU, nn.Softplus, nn.Softsign)
@@ -23,6 +24,9 @@ _FEW_ROWS, _MANY_WEIGHTS = 256, 2**16
 _MAX_ELEMENTS = 2**22  # of a layer's tangents when every column of a Jacobian is wanted
 
 _built: weakref.WeakKeyDictionary[nn.Module, tuple[list[Any], list[Tensor], dict[str, Any]]] = weakref.WeakKeyDictionary()
+
+
+T = TypeVar("T")
 
 
 class Layers(NamedTuple):
@@ -91,6 +95,30 @@ class Perceptron:
         if len(uses) < 2:
             uses.append([weight.t().contiguous() if uses else weight.t() for weight in self.weights])
         return uses[-1]
+
+    @property
+    def is_native(self) -> bool:
+        """Whether every activation has a native pass."""
+        return all(_native_name(activation) is not None for activation in self._activations)
+
+    def forward_with_tangents(self, x: Tensor, v: Tensor, *, keep_slopes: bool) -> tuple[Layers, Tensor]:
+        """The forward pass and J v, v (num_probes, num_chains, num_inputs), in one matrix product a layer. Without a graph, native activations only.
+
+        The layers have no derivatives but their slopes, and these only with keep_slopes.
+        """
+        weights = self._transposed_weights(x.numel() // self.num_inputs * (1 + len(v)))
+        rows = torch.cat((x[None], v))
+        derivatives: list[Sequence[Tensor]] = []
+        for weight, bias, activation in zip(weights[:-1], self.biases[:-1], self._activations, strict=True):
+            rows = (rows.flatten(0, 1) @ weight).unflatten(0, rows.shape[:2])
+            name = _native_name(activation)
+            assert name is not None
+            slopes = layer_in_forward_mode(rows, bias, name, keep_slopes)
+            if keep_slopes:
+                derivatives.append((slopes, slopes))
+        rows = (rows.flatten(0, 1) @ weights[-1]).unflatten(0, rows.shape[:2])
+        output = rows[0] if self.biases[-1] is None else rows[0].add_(self.biases[-1])
+        return Layers(output, derivatives, weights), rows[1:]
 
     def adjoints(self, layers: Layers) -> list[Tensor]:
         """u_l = ∂E/∂h_l of a scalar output, of each hidden layer, and last ∇E; each (num_chains, width)."""
@@ -186,7 +214,7 @@ class Perceptron:
         for begin in range(0, matrix.shape[1], size):
             yield slice(begin, begin + size)
 
-    def _constant(self, name: str, build: Callable[[], Any]) -> Any:
+    def _constant(self, name: str, build: Callable[[], T]) -> T:
         """What depends on the weights alone, built once for each of their values if nothing has to flow back into them."""
         if torch.is_grad_enabled() and any(weight.requires_grad for weight in self.weights):
             return build()
@@ -197,7 +225,7 @@ class Perceptron:
         if name not in self._kept:
             with torch.no_grad():
                 self._kept[name] = build()
-        return self._kept[name]
+        return self._kept[name]  # type: ignore[no-any-return]
 
 
 def _kept_for(owner: nn.Module, weights: Sequence[Tensor]) -> dict[str, Any]:
@@ -247,10 +275,14 @@ def _weighted_squares(tangents: Iterator[Tensor], curvatures: Sequence[Tensor]) 
     return total
 
 
+def _native_name(activation: nn.Module) -> str | None:
+    return None if isinstance(activation, nn.Softplus) and activation.beta != 1 else _NATIVE.get(type(activation))
+
+
 def _derivatives(activation: nn.Module, z: Tensor, count: int) -> Sequence[Tensor]:
     """[a(z), a'(z), ...], `count` derivatives beyond a itself."""
-    name = _NATIVE.get(type(activation))
-    if name is not None and not (isinstance(activation, nn.Softplus) and activation.beta != 1):
+    name = _native_name(activation)
+    if name is not None:
         return activation_derivatives(z, name, 0, count + 1).unbind()
     keep_graph = torch.is_grad_enabled() and z.requires_grad
     with torch.enable_grad():

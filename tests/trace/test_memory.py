@@ -44,7 +44,7 @@ def test_exact_traces_need_no_jacobian(device: str) -> None:
         with torch.no_grad():
             return trace.function_value_and_trace(net, x, "exact")
 
-    assert x.nbytes + peak_bytes(call, x.device) <= peak(net, x, 1)
+    assert x.nbytes + peak_bytes(call, x.device) <= 1.3 * peak(net, x, 1)
 
 
 def test_fused_dot_products_store_no_probes(device: str) -> None:
