@@ -24,7 +24,7 @@ EXAMPLES = {
     "inverse_ising": "--side 4 --samples 50 --steps 1 3 --iterations 5 --chains 10 --threads 1",
     "binary_ebm": "--iterations 3 --batch-size 16 --steps 2 --channels 4 --ais-chains 5 --temperatures 3 --threads 1",
     "protein_potts": "--data 1atzA.aln --iterations 3 --chains 20 --sweeps 1 --fresh 50 --fresh-sweeps 3 --threads 1",
-    "trace_estimators": "--dim 24 --products 6 12 --repetitions 40 --threads 1",
+    "trace_estimators": "--dim 24 --products 6 12 --repetitions 400 --threads 1",
     "score_2d": "--samples 500 --updates 3 --batch-size 32 --threads 1",
     "ncsn_mnist": "--data images.npz --channels 4 8 --num-blocks 1 --levels 3 --iterations 3 --batch-size 4 --steps-per-level 1 --images 20",
     "rbm_mnist": "--data images.npz --epochs 1 --num-hidden 100 --ais-chains 3 --ais-betas 5",
