@@ -141,10 +141,10 @@ class Perceptron:
 
     def transposed_products(self, layers: Layers, v: Tensor) -> Tensor:
         """Jᵀ v, shaped as v: on one core in 0.8 of the time of J v, whose products want the weights the other way round."""
-        u = v @ self.weights[-1]
+        v = v @ self.weights[-1]
         for weight, d in zip(self.weights[-2::-1], layers.derivatives[::-1], strict=True):
-            u = (u * d[1] if torch.is_grad_enabled() else u.mul_(d[1])) @ weight
-        return u
+            v = (v * d[1] if torch.is_grad_enabled() else v.mul_(d[1])) @ weight
+        return v
 
     def hessian_products(self, layers: Layers, v: Tensor) -> Tensor:
         """H v of a scalar output, shaped as v: the tangent of its backward pass."""
@@ -269,7 +269,7 @@ def _weighted_squares(tangents: Iterator[Tensor], curvatures: Sequence[Tensor]) 
     """Σ_l Σ_j c_lj t_lj² over the layers that have curvatures, (num_probes, num_chains)."""
     total: Tensor | None = None
     for t, c in zip(tangents, curvatures, strict=False):
-        part = torch.einsum("pnj,nj->pn", t.square(), c)
+        part = (t.square() * c if torch.is_grad_enabled() else (t * c).mul_(t)).sum(2)
         total = part if total is None else total + part
     assert total is not None
     return total

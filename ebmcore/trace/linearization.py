@@ -22,7 +22,7 @@ from ebmcore.trace.probes import Probes, flattened
 from ebmcore.types import DivergenceError
 
 _MAX_ELEMENTS = 2**22  # of the vectors in one batched pass
-_MIN_ROWS = 64  # of a perceptron's matrix products: keeps a core busy, and 16 probes for 64 chains need no more memory than one
+_ROWS, _ROWS_OF_ENERGY = 64, 128  # of a perceptron's matrix products: they keep a core busy, and 16 probes for 64 chains need 1.25 the memory of one
 
 
 class Linearization:
@@ -164,25 +164,26 @@ class _ByFormula(Linearization):
 
     def _quadratic_forms(self, probes: Probes, begin: int) -> Tensor:
         """In parts of few rows if no graph wants to keep them: no more memory for many probes than for one."""
-        perceptron, x = self._perceptron, flattened(self._x, 1)
-        count = probes.num_probes - begin
-        size = count if self.needs_graph else max(1, _MIN_ROWS // max(1, len(x)))
-        parts: list[Tensor] = []
+        rows = probes.num_probes * len(self._x) if self.needs_graph else _ROWS_OF_ENERGY if self.is_energy else _ROWS
+        size = max(1, rows // max(1, len(self._x)))
         with torch.set_grad_enabled(self.needs_graph):
-            for i in range(begin, probes.num_probes, size):
-                v = flattened(probes.vectors(i, i + size), 2)
-                if self.is_energy:
-                    layers = self._forward()
-                    parts.append(perceptron.hessian_forms(layers, self._curvatures[1], v))
-                    continue
-                if self._field is None and self._layers is None and not self.needs_graph and perceptron.is_native:
-                    layers, products = perceptron.forward_with_tangents(x, v, keep_slopes=count > size)
-                    self._field = layers.output.reshape(self._x.shape)
-                    self._layers = layers if count > size else None
-                else:
-                    products = perceptron.transposed_products(self._forward(), v)
-                parts.append(probes.dot(products.reshape(len(v), *self._x.shape), i))
+            parts = [self._forms_of(probes, i, min(i + size, probes.num_probes)) for i in range(begin, probes.num_probes, size)]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _forms_of(self, probes: Probes, begin: int, end: int) -> Tensor:
+        """Of probes begin, ..., end - 1. Without a name for the vectors, which are then freed as soon as the first layer is through with them."""
+        perceptron = self._perceptron
+        if self.is_energy:
+            layers = self._forward()
+            return perceptron.hessian_forms(layers, self._curvatures[1], flattened(probes.vectors(begin, end), 2))
+        if self._field is None and self._layers is None and not self.needs_graph and perceptron.is_native:
+            is_last, v = end == probes.num_probes, flattened(probes.vectors(begin, end), 2)
+            layers, products = perceptron.forward_with_tangents(flattened(self._x, 1), v, keep_slopes=not is_last)
+            self._field = layers.output.reshape(self._x.shape)
+            self._layers = None if is_last else layers
+        else:
+            products = perceptron.transposed_products(self._forward(), flattened(probes.vectors(begin, end), 2))
+        return probes.dot(products.reshape(len(products), *self._x.shape), begin)
 
     def products(self, v: Tensor) -> Tensor:
         layers = self._forward()
