@@ -18,6 +18,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PYTHON=${PYTHON:-python3}
 export DEVICE=${EBMCORE_CHECK_DEVICE:-cuda}
 export SIZES=${EBMCORE_CHECK_SIZES:-1e5,1e6,1e7,1e8}
+readonly TRACES="784-512-512-784 1 probe,784-512-512-784 16 probes,784-512-512-784 exact,784-512-512-784 update 1,probe and dot 784"
 readonly TOTAL=530 # seconds
 readonly SKIPPED=77
 
@@ -99,8 +100,8 @@ EOF
     return "$status"
 }
 
-benchmark() { # case, dtype, sizes, further arguments
-    "$PYTHON" -m ebmcore.bench.run "$1" --device "$DEVICE" --dtype "$2" --sizes "$3" --json "$OUT/$1-$2.json" "${@:4}" >"$WORK/bench.txt" 2>&1
+benchmark() { # case, dtype, further arguments
+    "$PYTHON" -m ebmcore.bench.run "$1" --device "$DEVICE" --dtype "$2" --json "$OUT/$1-$2.json" "${@:3}" >"$WORK/bench.txt" 2>&1
     local status=$?
     cat "$WORK/bench.txt"
     { echo && sed -E 's/^(ebmcore bench|checked:)/\n\1/' "$WORK/bench.txt"; } >>"$WORK/tables.md"
@@ -134,6 +135,14 @@ for shape in ((5, 7), (3, 301), (2, 9001)):  # odd ends; gradient norms of sever
         for draw in (ops.uniform, ops.normal, ops.rademacher):
             assert draw(shape, key=key, dtype=dtype, device="cuda").isfinite().all()
         ops.bernoulli(shape, 0.3, key=key, dtype=dtype, device="cuda")
+        for law in ("rademacher", "gaussian"):
+            u = ops.probes((2, *shape), key=key, probe=law, dtype=dtype, device="cuda").requires_grad_()
+            ops.probe_dot(u, key=key, probe=law).sum().backward()  # its backward is probe_scale
+            assert u.grad.isfinite().all()
+        for activation in ("silu", "tanh", "softplus"):
+            z = torch.full(shape, 0.5, dtype=dtype, device="cuda", requires_grad=True)
+            ops.activation_derivatives(z, activation, 0, 3).sum().backward()
+            assert z.grad.isfinite().all()
     ops.philox(shape, key=key, device="cuda")
 spins = torch.ones(3, 4, 6, dtype=torch.int8, device="cuda")
 tokens = torch.zeros(3, 4, 6, dtype=torch.uint8, device="cuda")
@@ -192,12 +201,14 @@ stage "machine" 30 machine
 stage "build" 120 build
 stage "tests" 150 tests
 if [ "$DEVICE" = cuda ]; then
-    stage "benchmark langevin float32" 90 benchmark langevin float32 "$SIZES"
-    stage "benchmark langevin bfloat16" 40 benchmark langevin bfloat16 1e6,1e8 --no-compile --rounds 15
-    stage "benchmark noise" 40 benchmark noise float32 1e6,1e8 --rounds 15
+    stage "benchmark langevin float32" 90 benchmark langevin float32 --sizes "$SIZES"
+    stage "benchmark langevin bfloat16" 40 benchmark langevin bfloat16 --sizes 1e6,1e8 --no-compile --rounds 15
+    stage "benchmark noise" 40 benchmark noise float32 --sizes 1e6,1e8 --rounds 15
+    stage "benchmark trace" 60 benchmark trace float32 --only "$TRACES" --no-compile --rounds 10
 else
-    stage "benchmark langevin float32" 60 benchmark langevin float32 1e4,1e5 --no-compile --threads 1 --rounds 5
-    stage "benchmark noise" 40 benchmark noise float32 1e5 --threads 1 --rounds 5
+    stage "benchmark langevin float32" 60 benchmark langevin float32 --sizes 1e4,1e5 --no-compile --threads 1 --rounds 5
+    stage "benchmark noise" 40 benchmark noise float32 --sizes 1e5 --threads 1 --rounds 5
+    stage "benchmark trace" 60 benchmark trace float32 --only "$TRACES" --no-compile --threads 1 --rounds 2
 fi
 for tool in memcheck racecheck initcheck synccheck; do
     stage "compute-sanitizer $tool" 75 sanitizer "$tool"

@@ -11,16 +11,18 @@ import platform
 import statistics
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ebmcore.bench.cases import gibbs, gwg, langevin, noise, potts, proposal, rbm
+from ebmcore.bench.cases import gibbs, gwg, langevin, noise, potts, proposal, rbm, trace
+from ebmcore.bench.memory import peak_bytes
 from ebmcore.bench.timing import COPY_BYTES, Case, CheckError, LeftOutError, NamedProblem, Part, Problem, Run, copy_run, num_input_sets, time_in_turns
 from ebmcore.ops import info
 
-CASES = {case.name: case for case in (langevin.CASE, noise.CASE, gibbs.CASE, gwg.CASE, potts.CASE, proposal.CASE, rbm.CASE)}
+CASES = {case.name: case for case in (langevin.CASE, noise.CASE, gibbs.CASE, gwg.CASE, potts.CASE, proposal.CASE, rbm.CASE, trace.CASE)}
 
 DIM = 3072  # an image of 3 x 32 x 32
 
@@ -104,7 +106,7 @@ def run(
         result = _time(case, problem, rounds, with_compile)
         report["results"].append(result)
         print(f"\n{_table(result, case.unit)}", flush=True)
-    notes = {row.label: row.note for row in case.rows if row.note}
+    notes = {row.label: row.note for problem in problems for row in case.rows_of(problem) if row.note}
     print("\n" + "\n".join(f"{label}: {note}" for label, note in notes.items()))
     return report
 
@@ -132,7 +134,9 @@ def _time(case: Case, problem: Problem | NamedProblem, rounds: int, with_compile
     runs: dict[str, Run] = {}
     shares: dict[str, float] = {}
     status: dict[str, str] = {}
-    for row in case.rows:
+    peaks: dict[str, int] = {}
+    case_rows = case.rows_of(problem)
+    for row in case_rows:
         if row.kind == "compiled" and not with_compile:
             status[row.label] = "left out (--no-compile)"
             continue
@@ -140,6 +144,8 @@ def _time(case: Case, problem: Problem | NamedProblem, rounds: int, with_compile
             part = row.setup(inputs)
             runs[row.label], shares[row.label] = part if isinstance(part, Part) else (part, 1.0)
             runs[row.label](0)
+            if case.with_memory:
+                peaks[row.label] = peak_bytes(partial(runs[row.label], 0), problem.device)
             status[row.label] = "ok"
         except ImportError as error:
             status[row.label] = f"not installed: {error}"
@@ -156,11 +162,11 @@ def _time(case: Case, problem: Problem | NamedProblem, rounds: int, with_compile
     medians = {label: statistics.median(values) for label, values in samples.items()}
     copy_gbps = 2 * COPY_BYTES / medians["copy"] / 1e9 if "copy" in medians else None
     rows = []
-    for row in case.rows:
+    for row in case_rows:
         entry: dict[str, Any] = {"label": row.label, "group": row.group, "kind": row.kind, "note": row.note, "status": status[row.label]}
         if row.label in medians:
             n, seconds = problem.num_units, medians[row.label]
-            rivals = {r.label: (r.kind, medians[r.label]) for r in case.rows if r.group == row.group and r.label in medians}
+            rivals = {r.label: (r.kind, medians[r.label]) for r in case_rows if r.group == row.group and r.label in medians}
             eager = [s for kind, s in rivals.values() if kind == "eager"]
             tuned = [s for kind, s in rivals.values() if kind in ("tuned", "compiled")]
             gbps = case.arrays * problem.dtype.itemsize * n / seconds / 1e9
@@ -171,6 +177,7 @@ def _time(case: Case, problem: Problem | NamedProblem, rounds: int, with_compile
                 "times_best_tuned": min(tuned) / seconds if tuned else None,
                 "gb_per_s": gbps or None,
                 "percent_of_copy": 100 * gbps / copy_gbps if gbps and copy_gbps else None,
+                "peak_bytes": peaks.get(row.label),
             }
         rows.append(entry)
     copied = {"input_sets": num_sets, "copy_gb_per_s": copy_gbps if case.arrays else None}
@@ -191,6 +198,8 @@ def _table(result: dict[str, Any], unit: str) -> str:
         header.append("GB/s")
     if result["copy_gb_per_s"]:
         header.append(f"% of copy ({result['copy_gb_per_s']:.0f} GB/s)")
+    if any(row.get("peak_bytes") is not None for row in result["rows"]):
+        header.append("peak MiB")
     lines = [header]
     for row in result["rows"]:
         if row["status"] != "ok":
@@ -200,7 +209,8 @@ def _table(result: dict[str, Any], unit: str) -> str:
         ratios = [_figure(ratio, 2) if ratio else "" for ratio in (row["times_eager"], row["times_best_tuned"])]
         cells = [row["label"], _figure(row["ns_per_unit"], 3), f"{_figure(low, 3)} to {_figure(high, 3)}", *ratios]
         cells += [f"{row['gb_per_s']:.1f}"] if row["gb_per_s"] else []
-        lines.append(cells + ([f"{row['percent_of_copy']:.0f}"] if row["percent_of_copy"] else []))
+        cells += [f"{row['percent_of_copy']:.0f}"] if row["percent_of_copy"] else []
+        lines.append(cells + ([f"{row['peak_bytes'] / 2**20:.2f}"] if row["peak_bytes"] is not None else []))
     widths = [max(len(line[i]) for line in lines if i != 1 or len(line[2])) for i in range(len(header))]
     text = ["| " + " | ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]) + " |" for line in lines]
     text.insert(1, "| " + " | ".join(["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]) + " |")

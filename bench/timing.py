@@ -45,6 +45,7 @@ class NamedProblem:
     Attributes:
         num_units: what the case counts (its `unit`) in one call.
         spec: what `make_inputs` of the case needs to know.
+        rows: where they are not the case's.
     """
 
     name: str
@@ -52,6 +53,7 @@ class NamedProblem:
     spec: Any
     dtype: torch.dtype = torch.float32
     device: torch.device = _CPU
+    rows: tuple[Row, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class Case:
         input_arrays: those of them that belong to an input set.
         unit: what times are divided by.
         problems: what is to be timed; without them it is so many elements, as --sizes and --dim say.
+        with_memory: whether the peak of a call's tensors is of interest too.
     """
 
     name: str
@@ -118,6 +121,10 @@ class Case:
     input_arrays: int = 0
     unit: str = "element"
     problems: tuple[NamedProblem, ...] = ()
+    with_memory: bool = False
+
+    def rows_of(self, problem: Problem | NamedProblem) -> tuple[Row, ...]:
+        return problem.rows or self.rows if isinstance(problem, NamedProblem) else self.rows
 
 
 def l2_bytes(device: torch.device) -> int:

@@ -19,9 +19,10 @@ from ebmcore.ops import activation_derivatives
 
 _NATIVE: dict[type[nn.Module], str] = {nn.SiLU: "silu", nn.Tanh: "tanh", nn.Softplus: "softplus", nn.Sigmoid: "sigmoid", nn.ReLU: "relu"}
 _ELEMENTWISE = (nn.CELU, nn.ELU, nn.GELU, nn.LeakyReLU, nn.Mish, nn.SELU, nn.Softplus, nn.Softsign)
+_FEW_ROWS, _MANY_WEIGHTS = 256, 2**16
 _MAX_ELEMENTS = 2**22  # of a layer's tangents when every column of a Jacobian is wanted
 
-_built: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[list[Any], Any]]] = weakref.WeakKeyDictionary()
+_built: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[list[Any], list[Tensor], Any]]] = weakref.WeakKeyDictionary()
 
 
 class Layers(NamedTuple):
@@ -72,11 +73,17 @@ class Perceptron:
     def forward(self, x: Tensor, num_derivatives: int = 1) -> Layers:
         """x: (num_chains, num_inputs)."""
         derivatives: list[Sequence[Tensor]] = []
+        linear: Callable[[Tensor, Any, Any], Tensor] = nn.functional.linear
+        weights: Sequence[Tensor] = self.weights
+        if not torch.is_grad_enabled() and len(x) <= _FEW_ROWS and sum(weight.numel() for weight in weights) >= _MANY_WEIGHTS:
+            # A product with few rows takes 1.2 times as long with the weights as they lie.
+            weights = self._constant("transposed weights", lambda: tuple(weight.t().contiguous() for weight in self.weights))
+            linear = _linear_transposed
         h = x
-        for weight, bias, activation in zip(self.weights[:-1], self.biases[:-1], self._activations, strict=True):
-            derivatives.append(_derivatives(activation, nn.functional.linear(h, weight, bias), num_derivatives))
+        for weight, bias, activation in zip(weights[:-1], self.biases[:-1], self._activations, strict=True):
+            derivatives.append(_derivatives(activation, linear(h, weight, bias), num_derivatives))
             h = derivatives[-1][0]
-        return Layers(nn.functional.linear(h, self.weights[-1], self.biases[-1]), derivatives)
+        return Layers(linear(h, weights[-1], self.biases[-1]), derivatives)
 
     def adjoints(self, layers: Layers) -> list[Tensor]:
         """u_l = ∂E/∂h_l of a scalar output, of each hidden layer, and last ∇E; each (num_chains, width)."""
@@ -97,10 +104,12 @@ class Perceptron:
             t = (t * d[1] if torch.is_grad_enabled() else t.mul_(d[1])) @ weight.t()
             yield t
 
-    def jacobian_products(self, layers: Layers, v: Tensor) -> Tensor:
-        """J v, shaped as v."""
-        *_, t = self.tangents(layers, v)
-        return t
+    def transposed_products(self, layers: Layers, v: Tensor) -> Tensor:
+        """Jᵀ v, shaped as v: on one core in 0.8 of the time of J v, whose products want the weights the other way round."""
+        u = v @ self.weights[-1]
+        for weight, d in zip(self.weights[-2::-1], layers.derivatives[::-1], strict=True):
+            u = (u * d[1] if torch.is_grad_enabled() else u.mul_(d[1])) @ weight
+        return u
 
     def hessian_products(self, layers: Layers, v: Tensor) -> Tensor:
         """H v of a scalar output, shaped as v: the tangent of its backward pass."""
@@ -168,7 +177,7 @@ class Perceptron:
         for begin in range(0, matrix.shape[1], size):
             yield slice(begin, begin + size)
 
-    def _constant(self, name: str, build: Callable[[], Tensor]) -> Tensor:
+    def _constant(self, name: str, build: Callable[[], Any]) -> Any:
         """What depends on the weights alone, built once for each of their values if nothing has to flow back into them."""
         if torch.is_grad_enabled() and any(weight.requires_grad for weight in self.weights):
             return build()
@@ -176,15 +185,14 @@ class Perceptron:
             return build()
         # Versions count what optimisers do. Old code that writes through .data is not counted: hence the samples.
         state = [(weight.data_ptr(), weight._version, weight.shape) for weight in self.weights]
-        samples = [weight.detach().flatten()[:: max(1, weight.numel() // 509)].clone() for weight in self.weights]
+        samples = [weight.detach().reshape(-1)[:: max(1, weight.numel() // 61)] for weight in self.weights]
         entries = _built.setdefault(self._owner, {})
         known = entries.get(name)
-        if known and known[0][0] == state and all(map(torch.equal, known[0][1], samples)):
-            value: Tensor = known[1]
-            return value
+        if known and known[0] == state and all(map(torch.equal, known[1], samples)):
+            return known[2]
         with torch.no_grad():
             value = build()
-        entries[name] = ([state, samples], value)
+        entries[name] = (state, [sample.clone() for sample in samples], value)
         return value
 
 
@@ -206,6 +214,10 @@ def perceptron_from(owner: nn.Module, layers: nn.Sequential, *, is_energy: bool 
     if not is_plain or any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
         return None
     return Perceptron(owner, [layer for layer in linears if isinstance(layer, nn.Linear)], activations, is_energy)
+
+
+def _linear_transposed(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return h @ weight if bias is None else torch.addmm(bias, h, weight)
 
 
 def _weighted_squares(tangents: Iterator[Tensor], curvatures: Sequence[Tensor]) -> Tensor:

@@ -82,10 +82,10 @@ def test_products_are_the_rows_of_the_jacobian(kind):
     basis = torch.eye(5, dtype=torch.float64)[:, None].expand(-1, 4, -1)
     with torch.no_grad():
         if kind == "energy":
-            columns = perceptron.hessian_products(perceptron.forward(x, 2), basis)
+            products = perceptron.hessian_products(perceptron.forward(x, 2), basis)
         else:
-            columns = perceptron.jacobian_products(perceptron.forward(x), basis)
-    torch.testing.assert_close(columns, jacobians.permute(2, 0, 1), rtol=1e-11, atol=1e-12)
+            products = perceptron.transposed_products(perceptron.forward(x), basis)
+    torch.testing.assert_close(products, jacobians.permute(1, 0, 2), rtol=1e-11, atol=1e-12)
     if kind == "energy":
         assert_agree(net, x, lambda f, y: trace.hutch_plus_plus(f, y, 6, probe="gaussian", key=KEY).value)
         with torch.no_grad():

@@ -152,6 +152,31 @@ EBM_HD void to_double(F32 x, F64 (&halves)[kHalves]) {
 
 #if !defined(__CUDACC__)
 
+// The first `count` lanes alone, fewer than there are; a load fills up with 0.
+#if defined(__AVX512F__)
+EBM_HD F32 load_some(const float* p, int count) { return (F32)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p); }
+EBM_HD F64 load_some(const double* p, int count) { return (F64)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), p); }
+EBM_HD void store_some(float* p, F32 x, int count) { _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), (__m512)x); }
+EBM_HD void store_some(double* p, F64 x, int count) { _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << count) - 1), (__m512d)x); }
+#else
+EBM_HD F32 load_some(const float* p, int count) {
+    float copy[kLanes] = {};
+    for (int i = 0; i < count; ++i) copy[i] = p[i];
+    return load<F32>(copy);
+}
+EBM_HD F64 load_some(const double* p, int count) {
+    double copy[kLanes / 2] = {};
+    for (int i = 0; i < count; ++i) copy[i] = p[i];
+    return load<F64>(copy);
+}
+template <class T, class V>
+EBM_HD void store_some(T* p, V x, int count) {
+    T copy[sizeof(V) / sizeof(T)];
+    store(copy, x);
+    for (int i = 0; i < count; ++i) p[i] = copy[i];
+}
+#endif
+
 // Bytes: kBytes of them a register. `lookup` takes table[index] for indices below 16; `byte_bits` the top bit of each byte.
 constexpr int kBytes = 4 * kLanes;
 typedef uint8_t U8 __attribute__((vector_size(kBytes)));

@@ -8,6 +8,7 @@
 #include "../ops/probes.h"
 #include "block.h"
 #include "random.h"
+#include "tile.h"
 
 EBM_BEGIN
 
@@ -20,6 +21,26 @@ EBM_HD double sum16(const double* w) {
     return (quads[0] + quads[1]) + (quads[2] + quads[3]);
 }
 
+// What a block of words becomes first: 4 words of 32 signs each, or normals.
+struct RademacherLaw {
+    using Draw = DrawWord;
+    template <class C>
+    using Drawn = float;
+    template <class C>
+    static constexpr int kBlock = 128;  // elements
+};
+struct GaussianLaw {
+    using Draw = DrawNormal;
+    template <class C>
+    using Drawn = C;
+    template <class C>
+    static constexpr int kBlock = kBlockSize<C>;
+};
+
+EBM_HD int64_t num_probe_rows(const ProbeParams& p) { return p.num_probes * p.num_chains; }
+
+#if defined(__CUDACC__)
+
 template <class C>
 EBM_HD C round_sum(const C (&sums)[kRound]) {
     C halves[kRound / 2];
@@ -27,33 +48,16 @@ EBM_HD C round_sum(const C (&sums)[kRound]) {
     return sum16(halves);
 }
 
-EBM_HD int64_t num_probe_rows(const ProbeParams& p) { return p.num_probes * p.num_chains; }
-
-#if defined(__CUDACC__)
-
-// A round on 32 threads. `source.value(block, k)` is the k-th value that a Draw makes of a block of the row; all threads ask together,
+// Element `lane` of a round. `source.value(block, k)` is the k-th value that a Draw makes of a block of the row; 32 threads ask together,
 // for blocks of the same 32.
-struct RademacherLaw {
-    using Draw = DrawWord;
-    template <class C>
-    using Drawn = float;
-
-    template <class C, class Source>
-    static EBM_HD C value(Source& source, int64_t round, int lane) {
-        return (as_bits(source.value(round / 4, static_cast<int>(round % 4))) >> lane & 1u) != 0 ? C(-1) : C(1);
-    }
-};
-
-struct GaussianLaw {
-    using Draw = DrawNormal;
-    template <class C>
-    using Drawn = C;
-
-    template <class C, class Source>
-    static EBM_HD C value(Source& source, int64_t round, int lane) {
-        return source.value((round * kRound + lane) / kBlockSize<C>, lane % kBlockSize<C>);
-    }
-};
+template <class C, class Source>
+EBM_HD C probe_value(RademacherLaw, Source& source, int64_t round, int lane) {
+    return (as_bits(source.value(round / 4, static_cast<int>(round % 4))) >> lane & 1u) != 0 ? C(-1) : C(1);
+}
+template <class C, class Source>
+EBM_HD C probe_value(GaussianLaw, Source& source, int64_t round, int lane) {
+    return source.value((round * kRound + lane) / kBlockSize<C>, lane % kBlockSize<C>);
+}
 
 // What one thread adds up of a segment of u, from element `begin` of the row.
 template <class Law, class C, class Source>
@@ -61,7 +65,7 @@ EBM_HD C probe_lane_sum(const C* u, int64_t begin, int64_t dim, int lane, Source
     C sum = 0;
     const int64_t end = begin + kProbeSegment < dim ? begin + kProbeSegment : dim;
     for (int64_t e = begin; e < end; e += kRound) {
-        const C v = Law::template value<C>(source, e / kRound, lane);
+        const C v = probe_value<C>(Law{}, source, e / kRound, lane);
         if (e + lane < end) sum += v * u[e + lane];
     }
     return sum;
@@ -71,7 +75,7 @@ EBM_HD C probe_lane_sum(const C* u, int64_t begin, int64_t dim, int lane, Source
 template <class Law, class C, bool kScaled, class Source>
 EBM_HD void store_probe_lane(C* out, C scale, int64_t begin, int64_t end, int lane, Source& source) {
     for (int64_t e = begin; e < end; e += kRound) {
-        const C v = Law::template value<C>(source, e / kRound, lane);
+        const C v = probe_value<C>(Law{}, source, e / kRound, lane);
         if (e + lane < end) out[e + lane] = kScaled ? v * scale : v;
     }
 }
@@ -95,45 +99,22 @@ struct BitTable {
 constexpr BitTable<uint32_t> kBits32;
 constexpr BitTable<uint64_t> kBits64;
 
-struct RademacherLaw {
-    template <class C>
-    static constexpr int kBlock = 128;
-
-    static EBM_HD void round(const uint32_t* words, F32 (&v)[kRoundParts<float>]) {
-        const U32 word = U32{} + words[0];
-        EBM_UNROLL for (int i = 0; i < kRoundParts<float>; ++i)
-            v[i] = (word & load<U32>(kBits32.bits + i * kLanes)) != 0 ? F32{} - 1.0f : F32{} + 1.0f;
-    }
-    static EBM_HD void round(const uint32_t* words, F64 (&v)[kRoundParts<double>]) {
-        const U64 word = U64{} + words[0];
-        EBM_UNROLL for (int i = 0; i < kRoundParts<double>; ++i)
-            v[i] = (word & load<U64>(kBits64.bits + i * kProbeWidth<double>)) != 0 ? F64{} - 1.0 : F64{} + 1.0;
-    }
-};
-
-struct GaussianLaw {
-    template <class C>
-    static constexpr int kBlock = kBlockSize<C>;
-
-    static EBM_HD void round(const uint32_t* words, F32 (&v)[kRoundParts<float>]) {
-        EBM_UNROLL for (int i = 0; i < kRoundParts<float>; i += 2) {
-            const U64 a = load<U64>(words + i * kLanes), b = load<U64>(words + (i + 1) * kLanes);
-            F32 z0, z1;
-            normal_pair(merge(a, b), merge(a >> 32, b >> 32), z0, z1);
-            v[i] = as_float(merge((U64)z0, (U64)z1));
-            v[i + 1] = as_float(merge((U64)z0 >> 32, (U64)z1 >> 32));
-        }
-    }
-    static EBM_HD void round(const uint32_t* words, F64 (&v)[kRoundParts<double>]) {
-        EBM_UNROLL for (int i = 0; i < kRoundParts<double>; i += 2) {
-            const F64 a = load<F64>(words + i * kLanes), b = load<F64>(words + (i + 1) * kLanes);
-            F64 z0, z1;
-            normal_pair((U64)zip_lo64(a, b), (U64)zip_hi64(a, b), z0, z1);
-            v[i] = zip_lo64(z0, z1);
-            v[i + 1] = zip_hi64(z0, z1);
-        }
-    }
-};
+// One round from what was drawn for it.
+EBM_HD void probe_round(RademacherLaw, const float* drawn, F32 (&v)[kRoundParts<float>]) {
+    const U32 word = U32{} + as_bits(drawn[0]);
+    EBM_UNROLL for (int i = 0; i < kRoundParts<float>; ++i)
+        v[i] = (word & load<U32>(kBits32.bits + i * kLanes)) != 0 ? F32{} - 1.0f : F32{} + 1.0f;
+}
+EBM_HD void probe_round(RademacherLaw, const float* drawn, F64 (&v)[kRoundParts<double>]) {
+    const U64 word = U64{} + as_bits(drawn[0]);
+    EBM_UNROLL for (int i = 0; i < kRoundParts<double>; ++i)
+        v[i] = (word & load<U64>(kBits64.bits + i * kProbeWidth<double>)) != 0 ? F64{} - 1.0 : F64{} + 1.0;
+}
+template <class C, class V>
+EBM_HD void probe_round(GaussianLaw, const C* drawn, V (&v)[kRoundParts<C>]) {
+    EBM_UNROLL for (int i = 0; i < kRoundParts<C>; ++i)
+        v[i] = load<V>(drawn + i * kProbeWidth<C>);
+}
 
 // What becomes of the probe `v` at elements e, e + 1, ... of a row, of which `count` are there.
 template <class C, bool kScaled>
@@ -148,9 +129,7 @@ public:
     }
     template <class V>
     EBM_HD void add_some(int, int64_t e, int count, V v) {
-        C copy[kProbeWidth<C>];
-        store(copy, kScaled ? v * scale_ : v);
-        for (int i = 0; i < count; ++i) out_[e + i] = copy[i];
+        store_some(out_ + e, kScaled ? v * scale_ : v, count);
     }
     EBM_HD void end_segment() {}
     EBM_HD void end_row() {}
@@ -170,17 +149,15 @@ public:
 
     EBM_HD void add(int part, int64_t e, V v) { sums_[part] += v * load<V>(u_ + e); }
     EBM_HD void add_some(int part, int64_t e, int count, V v) {
-        C copy[kProbeWidth<C>] = {};
-        for (int i = 0; i < count; ++i) copy[i] = u_[e + i];
-        sums_[part] += v * load<V>(copy);  // ±0 where nothing is: a sum that began with +0 stays as it is
+        sums_[part] += v * load_some(u_ + e, count);  // ±0 where nothing is: a sum that began with +0 stays as it is
     }
     EBM_HD void end_segment() {
-        C sums[kRound];
-        EBM_UNROLL for (int i = 0; i < kRoundParts<C>; ++i) {
-            store(sums + i * kProbeWidth<C>, sums_[i]);
-            sums_[i] = V{};
+        C halves[kRound / 2];
+        EBM_UNROLL for (int i = 0; i < kRoundParts<C> / 2; ++i) {
+            store(halves + i * kProbeWidth<C>, sums_[i] + sums_[i + kRoundParts<C> / 2]);
+            sums_[i] = sums_[i + kRoundParts<C> / 2] = V{};
         }
-        total_ += static_cast<double>(round_sum(sums));
+        total_ += static_cast<double>(sum16(halves));
     }
     EBM_HD void end_row() { *out_ = static_cast<C>(total_); }
 
@@ -191,72 +168,92 @@ private:
     double total_ = 0.0;
 };
 
+constexpr int kProbeBlocks = 32;  // drawn at a time, at most
+constexpr int kBlockLanes = kLanes / kHalves;
+
 namespace {
 
-constexpr int kProbeBlocks = 32;  // drawn at a time
-constexpr int kBlockLanes = kLanes / kHalves;
-constexpr int kBlockGroups = 4;  // interleaved
-
-// Block k of kBlockLanes in the lane from which zips put it into memory order.
-EBM_HD int lane_of_block(int k) { return k < kLanes / 4 ? 2 * k : 2 * (k - kLanes / 4) + 1; }
-
-template <class V>
-EBM_HD void draw_block_groups(const U64 (&c0)[kBlockGroups], const PhiloxRow<V> (&rows)[kBlockGroups], const PhiloxKey& rounds,
-                              uint32_t* words) {
-    U64 drawn[kBlockGroups][4];
-    philox4x32<kBlockGroups>(c0, rows, rounds, drawn);
-    EBM_UNROLL for (int g = 0; g < kBlockGroups; ++g) {
-        const U64(&w)[4] = drawn[g];
-        const F64 low = (F64)((w[0] & 0xffffffffu) | w[1] << 32), high = (F64)((w[2] & 0xffffffffu) | w[3] << 32);
-        store(words + 2 * g * kLanes, zip_lo64(low, high));
-        store(words + (2 * g + 1) * kLanes, zip_hi64(low, high));
-    }
-}
-
-// Words of the blocks first_block, ... of one row, `count` <= kProbeBlocks of them.
-__attribute__((noinline)) void draw_row(const PhiloxKey& rounds, uint64_t step, uint64_t chain, uint32_t stream, uint64_t first_block,
-                                        int count, uint32_t* words) {
-    const PhiloxRow<uint64_t> constants = philox_row<uint64_t>(step, chain, philox_c3(step, chain, stream), rounds);
-    uint64_t order[kBlockLanes];
-    for (int k = 0; k < kBlockLanes; ++k) order[lane_of_block(k)] = static_cast<uint64_t>(k);
-    for (int k = 0; k < count; k += kBlockGroups * kBlockLanes) {
-        U64 c0[kBlockGroups];
-        PhiloxRow<uint64_t> rows[kBlockGroups];
-        EBM_UNROLL for (int g = 0; g < kBlockGroups; ++g) {
-            rows[g] = constants;
-            c0[g] = load<U64>(order) + (first_block + static_cast<uint64_t>(k + g * kBlockLanes));
-        }
-        draw_block_groups(c0, rows, rounds, words + 4 * k);
-    }
-}
-
-// Words of all blocks of a few short rows, one row behind the other.
-__attribute__((noinline)) void draw_rows(const PhiloxKey& rounds, const ProbeParams& p, int64_t first_row, int num_rows, int blocks_per_row,
-                                         uint32_t* words) {
-    uint64_t c0[kProbeBlocks] = {}, c1[kProbeBlocks] = {}, c2[kProbeBlocks] = {}, c3[kProbeBlocks] = {};
-    int64_t probe = first_row / p.num_chains, chain = first_row % p.num_chains;
-    for (int k = 0; k < num_rows * blocks_per_row; ++chain) {
-        if (chain == p.num_chains) chain = 0, ++probe;
-        const uint64_t step = static_cast<uint64_t>(p.key[1] + probe), id = static_cast<uint64_t>(p.key[2] + chain);
-        for (int block = 0; block < blocks_per_row; ++block, ++k) {
-            const int place = k / kBlockLanes * kBlockLanes + lane_of_block(k % kBlockLanes);
-            c0[place] = static_cast<uint64_t>(block);
-            c1[place] = step & 0xffffffffu;
-            c2[place] = id;
-            c3[place] = philox_c3(step, id, p.stream);
+// Draws blocks into memory, in order. Drawn: float or double.
+template <class Law, class Drawn>
+class BlockSource {
+public:
+    BlockSource(const ProbeParams& p) : p_(p), key_(philox_key(static_cast<uint64_t>(p.key[0]))) {
+        for (int lane = 0; lane < kLanes; ++lane) {
+            const int place = lane % 2 * kBlockLanes + lane / 2;
+            order_[place] = static_cast<uint64_t>(Tile<Drawn>::order(lane));
+            place_of_[Tile<Drawn>::order(lane)] = place;
         }
     }
-    for (int k = 0; k < num_rows * blocks_per_row; k += kBlockGroups * kBlockLanes) {
-        U64 blocks[kBlockGroups];
-        PhiloxRow<U64> rows[kBlockGroups];
-        EBM_UNROLL for (int g = 0; g < kBlockGroups; ++g) {
-            const int at = k + g * kBlockLanes;
-            blocks[g] = load<U64>(c0 + at);
-            rows[g] = philox_row<U64>(load<U64>(c1 + at), load<U64>(c2 + at), load<U64>(c3 + at), rounds);
-        }
-        draw_block_groups(blocks, rows, rounds, words + 4 * k);
+
+    // `count` <= kProbeBlocks blocks of a row, from first_block on.
+    __attribute__((noinline)) void draw_row(int64_t row, int64_t first_block, int count, Drawn* drawn) const {
+        const uint64_t step = step_of(row / p_.num_chains), id = id_of(row % p_.num_chains);
+        const PhiloxRow<uint64_t> constants = philox_row<uint64_t>(step, id, philox_c3(step, id, p_.stream), key_);
+        int k = 0;
+        for (; k + kLanes < count; k += 2 * kLanes) draw_part<2>(constants, first_block + k, drawn + k * kBlockSize<Drawn>);
+        if (k < count) draw_part<1>(constants, first_block + k, drawn + k * kBlockSize<Drawn>);
     }
-}
+
+    // All blocks of a few short rows, one row behind the other.
+    __attribute__((noinline)) void draw_rows(int64_t first_row, int num_rows, int blocks_per_row, Drawn* drawn) const {
+        uint64_t c0[kProbeBlocks] = {}, c1[kProbeBlocks] = {}, c2[kProbeBlocks] = {}, c3[kProbeBlocks] = {};
+        const int count = num_rows * blocks_per_row;
+        int64_t probe = first_row / p_.num_chains, chain = first_row % p_.num_chains;
+        for (int k = 0; k < count; ++chain) {
+            if (chain == p_.num_chains) chain = 0, ++probe;
+            const uint64_t step = step_of(probe), id = id_of(chain);
+            for (int block = 0; block < blocks_per_row; ++block, ++k) {
+                const int place = k / kLanes * kLanes + place_of_[k % kLanes];
+                c0[place] = static_cast<uint64_t>(block);
+                c1[place] = step;
+                c2[place] = id;
+                c3[place] = philox_c3(step, id, p_.stream);
+            }
+        }
+        for (int k = 0; k < count; k += 2 * kLanes) {
+            U64 blocks[4];
+            PhiloxRow<U64> rows[4];
+            EBM_UNROLL for (int i = 0; i < 4; ++i) {
+                const int at = k + i * kBlockLanes;
+                blocks[i] = load<U64>(c0 + at);
+                rows[i] = philox_row<U64>(load<U64>(c1 + at), load<U64>(c2 + at), load<U64>(c3 + at), key_);
+            }
+            draw_tiles<2>(blocks, rows, drawn + k * kBlockSize<Drawn>);
+        }
+    }
+
+private:
+    uint64_t step_of(int64_t probe) const { return static_cast<uint64_t>(p_.key[1] + probe); }
+    uint64_t id_of(int64_t chain) const { return static_cast<uint64_t>(p_.key[2] + chain); }
+
+    template <int N>
+    EBM_HD void draw_part(const PhiloxRow<uint64_t>& constants, int64_t block, Drawn* drawn) const {
+        U64 c0[2 * N];
+        PhiloxRow<uint64_t> rows[2 * N];
+        EBM_UNROLL for (int i = 0; i < 2 * N; ++i) {
+            rows[i] = constants;
+            c0[i] = load<U64>(order_ + i % 2 * kBlockLanes) + static_cast<uint64_t>(block + i / 2 * kLanes);
+        }
+        draw_tiles<N>(c0, rows, drawn);
+    }
+
+    template <int N, class V>
+    EBM_HD void draw_tiles(const U64 (&c0)[2 * N], const PhiloxRow<V> (&rows)[2 * N], Drawn* drawn) const {
+        U64 words[2 * N][4];
+        philox4x32<2 * N>(c0, rows, key_, words);
+        EBM_UNROLL for (int i = 0; i < N; ++i) {
+            ProbeLanes<Drawn> v[4];
+            Tile<Drawn>::values(words[2 * i], words[2 * i + 1], typename Law::Draw{}, v);
+            EBM_UNROLL for (int j = 0; j < 4; ++j)
+                store(drawn + (4 * i + j) * kProbeWidth<Drawn>, v[j]);
+        }
+    }
+
+    const ProbeParams& p_;
+    const PhiloxKey key_;
+    alignas(64) uint64_t order_[kLanes];  // of the blocks in the even lanes of a tile, then in the odd ones
+    int place_of_[kLanes];                // in order_
+};
 
 }  // namespace
 
@@ -266,29 +263,28 @@ struct ProbeRows {
     ProbeParams p;
 
     static constexpr int kBlock = Law::template kBlock<C>;
-    static constexpr int kWordsPerRound = kRound * 4 / kBlock;
+    using Drawn = typename Law::template Drawn<C>;
+    static constexpr int kDrawnPerBlock = kBlockSize<Drawn>, kDrawnPerRound = kRound * kDrawnPerBlock / kBlock;
 
     EBM_HD int64_t blocks_per_row() const { return (p.dim + kBlock - 1) / kBlock; }
     EBM_HD int64_t rows_per_group() const { return blocks_per_row() >= kProbeBlocks ? 1 : kProbeBlocks / blocks_per_row(); }
     EBM_HD int64_t num_groups() const { return (num_probe_rows(p) + rows_per_group() - 1) / rows_per_group(); }
 
     EBM_HD void run(int64_t group, void*) const {
-        alignas(64) uint32_t words[4 * kProbeBlocks];
-        const PhiloxKey rounds = philox_key(static_cast<uint64_t>(p.key[0]));
+        alignas(64) Drawn drawn[kDrawnPerBlock * kProbeBlocks];
+        const BlockSource<Law, Drawn> source(p);
         const int64_t blocks = blocks_per_row(), first = group * rows_per_group(), left = num_probe_rows(p) - first;
         const int num_rows = static_cast<int>(left < rows_per_group() ? left : rows_per_group());
-        if (num_rows > 1) draw_rows(rounds, p, first, num_rows, static_cast<int>(blocks), words);
+        if (num_rows > 1) source.draw_rows(first, num_rows, static_cast<int>(blocks), drawn);
         for (int64_t row = first; row < first + num_rows; ++row) {
             Use use(p, row);
             for (int64_t block = 0; block < blocks; block += kProbeBlocks) {
-                const uint32_t* at = words + (num_rows > 1 ? (row - first) * blocks * 4 : 0);
+                const Drawn* at = drawn + (num_rows > 1 ? (row - first) * blocks * kDrawnPerBlock : 0);
                 if (num_rows == 1) {
-                    const int count = blocks - block < kProbeBlocks ? static_cast<int>(blocks - block) : kProbeBlocks;
-                    draw_row(rounds, static_cast<uint64_t>(p.key[1] + row / p.num_chains),
-                             static_cast<uint64_t>(p.key[2] + row % p.num_chains), p.stream, static_cast<uint64_t>(block), count, words);
+                    source.draw_row(row, block, blocks - block < kProbeBlocks ? static_cast<int>(blocks - block) : kProbeBlocks, drawn);
                 }
                 const int64_t begin = block * kBlock, end = begin + kProbeBlocks * kBlock < p.dim ? begin + kProbeBlocks * kBlock : p.dim;
-                for (int64_t e = begin; e < end; e += kRound, at += kWordsPerRound) use_round(at, e, end - e, use);
+                for (int64_t e = begin; e < end; e += kRound, at += kDrawnPerRound) use_round(at, e, end - e, use);
                 if (end % kProbeSegment == 0 || end == p.dim) use.end_segment();
             }
             use.end_row();
@@ -296,10 +292,10 @@ struct ProbeRows {
     }
 
 private:
-    EBM_HD void use_round(const uint32_t* words, int64_t e, int64_t count, Use& use) const {
+    EBM_HD void use_round(const Drawn* drawn, int64_t e, int64_t count, Use& use) const {
         constexpr int kWidth = kProbeWidth<C>;
         ProbeLanes<C> v[kRoundParts<C>];
-        Law::round(words, v);
+        probe_round(Law{}, drawn, v);
         if (count >= kRound) {
             EBM_UNROLL for (int i = 0; i < kRoundParts<C>; ++i)
                 use.add(i, e + i * kWidth, v[i]);

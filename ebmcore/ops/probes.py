@@ -30,7 +30,7 @@ def _probes_impl(shape: list[int], key: Tensor, is_gaussian: bool, dtype: torch.
 
 def _probe_dot_impl(u: Tensor, key: Tensor, is_gaussian: bool) -> Tensor:
     out = torch.empty(u.shape[:2], dtype=u.dtype, device=u.device)
-    is_shared = len(u) > 1 and u.stride(0) == 0
+    is_shared = u.shape[0] > 1 and u.stride(0) == 0
     _native.core.probe_dot(out, (u[0] if is_shared else u).contiguous(), is_shared, key, is_gaussian, int(Stream.PROBE))
     return out
 

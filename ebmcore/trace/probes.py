@@ -56,7 +56,8 @@ class Probes:
         if self.law == "sphere":
             v = self._draw("gaussian", begin, end)
             length = flattened(v, 2).norm(dim=2)
-            return v * (math.sqrt(self.dimension) / length).reshape(*length.shape, *[1] * (v.dim() - 2))
+            scale: Tensor = math.sqrt(self.dimension) / length
+            return v * scale.reshape(*length.shape, *[1] * (v.dim() - 2))
         self._vectors = _orthogonal(self._draw("gaussian", 0, self.num_probes))
         return self._vectors[begin:end]
 
@@ -65,8 +66,7 @@ class Probes:
         if u.dim() == self._x.dim():
             u = u.expand(self.num_probes - begin, *u.shape)
         if self.law in ("rademacher", "gaussian"):
-            dots: Tensor = ops.probe_dot(u, key=self.key.advance(begin) if begin else self.key, probe=self.law)
-            return dots
+            return ops.probe_dot(u, key=self.key.advance(begin) if begin else self.key, probe=self.law)
         return flattened(u * self.vectors(begin, begin + len(u)), 2).sum(2)
 
     def _draw(self, law: str, begin: int, end: int) -> Tensor:
@@ -100,4 +100,5 @@ def _orthogonal(gaussian: Tensor) -> Tensor:
     columns = flattened(gaussian, 2).permute(1, 2, 0)
     q, r = torch.linalg.qr(columns)
     q = q * r.diagonal(dim1=1, dim2=2).sign()[:, None] * math.sqrt(columns.shape[1])
-    return q.permute(2, 0, 1).reshape(gaussian.shape)
+    vectors: Tensor = q.permute(2, 0, 1).reshape(gaussian.shape)
+    return vectors

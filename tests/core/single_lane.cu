@@ -2,10 +2,12 @@
 #include <cstdio>
 #include <vector>
 
+#include "../../csrc/kernels/activations.h"
 #include "../../csrc/kernels/block.h"
 #include "../../csrc/kernels/ising.h"
 #include "../../csrc/kernels/langevin.h"
 #include "../../csrc/kernels/potts.h"
+#include "../../csrc/kernels/probes.h"
 #include "../../csrc/kernels/rbm_chains.h"
 
 using namespace ebm;
@@ -179,6 +181,64 @@ void rbm(int64_t visible, int64_t hidden) {
     }
 }
 
+// What a warp shares, drawn anew at each question.
+template <class Law, class C>
+struct Blocks {
+    using Drawn = typename Law::template Drawn<C>;
+    int64_t probe, chain;
+
+    Drawn value(int64_t block, int k) const {
+        Drawn values[kBlockSize<Drawn>];
+        draw_block<Drawn>(typename Law::Draw{}, philox_key(static_cast<uint64_t>(key[0])), static_cast<uint64_t>(key[1] + probe),
+                          static_cast<uint64_t>(key[2] + chain), static_cast<uint64_t>(block), 3, values);
+        return values[k];
+    }
+};
+
+template <class Law, class C>
+void probes(int64_t dim) {
+    const int64_t num_probes = 2;
+    std::vector<C> u = normals<C>(num_probes * dim, 4), v(u.size()), scaled(u.size()), dots(num_probes * num_chains);
+    for (int64_t row = 0; row < num_probes * num_chains; ++row) {
+        const Blocks<Law, C> source{row / num_chains, row % num_chains};
+        double sum = 0.0;
+        for (int64_t begin = 0; begin < dim; begin += kProbeSegment) {
+            const int64_t end = begin + kProbeSegment < dim ? begin + kProbeSegment : dim;
+            C sums[kRound];
+            for (int lane = 0; lane < kRound; ++lane) {
+                store_probe_lane<Law, C, false>(v.data() + row * dim, C(1), begin, end, lane, source);
+                store_probe_lane<Law, C, true>(scaled.data() + row * dim, u[row], begin, end, lane, source);
+                sums[lane] = probe_lane_sum<Law, C>(u.data() + row * dim, begin, dim, lane, source);
+            }
+            sum += static_cast<double>(round_sum(sums));
+        }
+        dots[row] = static_cast<C>(sum);
+    }
+    emit(v), emit(scaled), emit(dots);
+}
+
+template <class Function>
+void derivatives(const std::vector<float>& x) {
+    const int64_t size = static_cast<int64_t>(x.size());
+    std::vector<float> planes(kDerivatives * size), dot(size);
+    ActivationParams p{};
+    p.out = planes.data(), p.x = x.data(), p.size = size, p.first = 0, p.count = kDerivatives;
+    for (int64_t e = 0; e < size; ++e) DerivativesSink<Function>{p}.put({}, e, 0.0f);
+    p.out = dot.data(), p.weights = planes.data(), p.first = 1, p.count = 3;
+    for (int64_t e = 0; e < size; ++e) DerivativesDotSink<Function>{p}.put({}, e, 0.0f);
+    emit(planes), emit(dot);
+}
+
+void activations() {
+    std::vector<float> x = normals<float>(4000, 5);
+    for (size_t i = 0; i < x.size(); ++i) x[i] *= static_cast<float>(1 << i % 10);
+    derivatives<SigmoidDerivatives>(x);
+    derivatives<SoftplusDerivatives>(x);
+    derivatives<SiluDerivatives>(x);
+    derivatives<TanhDerivatives>(x);
+    derivatives<ReluDerivatives>(x);
+}
+
 int main() {
     for (int64_t dim : {1, 6, 200, 10007}) {
         emit(normals<float>(dim, 2));
@@ -199,5 +259,10 @@ int main() {
     for (int64_t n : {5, 40, 300}) ising(n);
     for (int32_t q : {3, 20}) potts(40, q);
     rbm(20, 7), rbm(33, 40);
+    for (int64_t dim : {1, 6, 200, 10007}) {
+        probes<RademacherLaw, float>(dim), probes<RademacherLaw, double>(dim);
+        probes<GaussianLaw, float>(dim), probes<GaussianLaw, double>(dim);
+    }
+    activations();
     return 0;
 }

@@ -94,6 +94,27 @@ def results_of_rbm_chains(visible: int, hidden: int) -> list[torch.Tensor]:
     return results
 
 
+def results_of_probes(dim: int) -> list[torch.Tensor]:
+    results = []
+    for law in ("rademacher", "gaussian"):
+        for dtype in (torch.float32, torch.float64):
+            u = ops.normal((5, 2 * dim), key=KEY, stream=4, dtype=dtype).flatten()
+            shape, g, vectors = (2, 5, dim), u[:10].reshape(2, 5), u.reshape(2, 5, dim)
+            results.append(ops.probes(shape, key=KEY, probe=law, dtype=dtype))
+            results += [ops.probe_scale(g, shape, key=KEY, probe=law), ops.probe_dot(vectors, key=KEY, probe=law)]
+    return results
+
+
+def results_of_activations() -> list[torch.Tensor]:
+    x = ops.normal((5, 4000), key=KEY, stream=5).flatten()
+    x = x * 2.0 ** (torch.arange(len(x)) % 10)
+    results = []
+    for activation in ops.activations.ACTIVATIONS:
+        planes = ops.activation_derivatives(x, activation, 0, 5)
+        results += [planes, ops.activation_derivatives_dot(x, planes[:3], activation, 1)]
+    return results
+
+
 def test_single_lane_maths_has_the_bits_of_the_cpu(tmp_path: Path) -> None:
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not installed")
@@ -105,6 +126,7 @@ def test_single_lane_maths_has_the_bits_of_the_cpu(tmp_path: Path) -> None:
     expected += [result for n in (5, 40, 300) for result in results_of_ising_chains(n)]
     expected += [result for q in (3, 20) for result in results_of_potts_chains(40, q)]
     expected += [result for sizes in ((20, 7), (33, 40)) for result in results_of_rbm_chains(*sizes)]
+    expected += [result for dim in (1, 6, 200, 10007) for result in results_of_probes(dim)] + results_of_activations()
     assert len(output) == sum(result.nbytes for result in expected)
     at = 0
     for i, result in enumerate(expected):
