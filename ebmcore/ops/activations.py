@@ -232,10 +232,10 @@ def layer_in_forward_mode(rows: Tensor, bias: Tensor | None, activation: str, ke
 
 def activation_tangents_reference(rows: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     """`activation_tangents_` in plain torch, in place, too; returns the slopes."""
-    value, slopes = activation_derivatives_reference(rows[0] if bias is None else rows[0] + bias, activation, 0, 2)
-    rows[0] = value
-    rows[1:] *= slopes
-    return slopes
+    values = activation_derivatives_reference(rows[0] if bias is None else rows[0] + bias, activation, 0, 2)
+    rows[0] = values[0]
+    rows[1:] *= values[1]
+    return values[1]
 
 
 @functools.lru_cache(maxsize=64)
