@@ -168,3 +168,29 @@ def test_what_the_formulas_do_not_take_goes_by_autograd():
     net = nn.Sequential(nn.Linear(4, 5), scaled, nn.Linear(5, 4)).double()
     x = ops.normal((4, 4), key=KEY, dtype=torch.float64)
     torch.testing.assert_close(trace.exact(net, x).value, trace.exact(lambda y: net(y), x).value)
+
+
+@pytest.mark.parametrize("kind", ["function", "energy"])
+@pytest.mark.parametrize("num_probes", [1, 3])
+def test_large_weights_that_are_kept_transposed_follow_the_weights(kind, num_probes):
+    """From the second use on there are copies of them; after a change they are not used."""
+    net = energy_of(300, (250, 200), nn.SiLU) if kind == "energy" else sequential((300, 250, 200, 300), nn.SiLU)
+    weight = (net.layers if kind == "energy" else net)[2].weight
+    x = ops.normal((6, 300), key=KEY, dtype=torch.float64)
+
+    @torch.no_grad()
+    def assert_right() -> None:
+        for call in range(4):
+            key = KEY.advance(call)
+            found = trace.function_value_and_trace(net, x, num_probes=num_probes, key=key)
+            expected = trace.function_value_and_trace(lambda y: net(y), x, num_probes=num_probes, key=key)
+            torch.testing.assert_close((found[0], found[1].value), (expected[0], expected[1].value), rtol=1e-10, atol=1e-11)
+
+    assert_right()
+    with torch.no_grad():
+        weight.mul_(1.5)
+    assert_right()
+    weight.data.mul_(1.5)
+    assert_right()
+    weight.data = weight.detach() * 1.5
+    assert_right()
