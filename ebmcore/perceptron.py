@@ -117,7 +117,8 @@ class Perceptron:
             if keep_slopes:
                 derivatives.append((slopes, slopes))
         rows = (rows.flatten(0, 1) @ weights[-1]).unflatten(0, rows.shape[:2])
-        output = rows[0] if self.biases[-1] is None else rows[0].add_(self.biases[-1])
+        bias = 0.0 if self.biases[-1] is None else self.biases[-1]
+        output = rows[0] + bias if keep_slopes else rows[0].add_(bias)  # what is kept with the layers must not keep the products
         return Layers(output, derivatives, weights), rows[1:]
 
     def adjoints(self, layers: Layers) -> list[Tensor]:

@@ -22,7 +22,7 @@ from ebmcore.trace.probes import Probes, flattened
 from ebmcore.types import DivergenceError
 
 _MAX_ELEMENTS = 2**22  # of the vectors in one batched pass
-_ROWS, _ROWS_OF_ENERGY = 64, 128  # of a perceptron's matrix products: they keep a core busy, and 16 probes for 64 chains need 1.25 the memory of one
+_MAX_ROWS = 128  # of a perceptron's matrix products: they keep a core busy, and 16 probes for 64 chains need 1.25 the memory of one
 
 
 class Linearization:
@@ -164,10 +164,15 @@ class _ByFormula(Linearization):
 
     def _quadratic_forms(self, probes: Probes, begin: int) -> Tensor:
         """In parts of few rows if no graph wants to keep them: no more memory for many probes than for one."""
-        rows = probes.num_probes * len(self._x) if self.needs_graph else _ROWS_OF_ENERGY if self.is_energy else _ROWS
-        size = max(1, rows // max(1, len(self._x)))
+        parts: list[Tensor] = []
         with torch.set_grad_enabled(self.needs_graph):
-            parts = [self._forms_of(probes, i, min(i + size, probes.num_probes)) for i in range(begin, probes.num_probes, size)]
+            while begin < probes.num_probes:
+                # A function's forward pass is among the rows of the first part.
+                rows = _MAX_ROWS if self.is_energy or self._layers is not None else _MAX_ROWS // 2
+                count = probes.num_probes if self.needs_graph else max(1, rows // max(1, len(self._x)))
+                end = min(begin + count, probes.num_probes)
+                parts.append(self._forms_of(probes, begin, end))
+                begin = end
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _forms_of(self, probes: Probes, begin: int, end: int) -> Tensor:
