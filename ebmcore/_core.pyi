@@ -17,6 +17,7 @@ __all__: list[str] = [
     "accept_langevin",
     "activation_derivatives",
     "activation_derivatives_dot",
+    "activation_tangents",
     "bernoulli",
     "cpu_target",
     "cpu_targets",
@@ -101,6 +102,13 @@ def activation_derivatives_dot(
     weights: typing.Any,
     activation: typing.SupportsInt | typing.SupportsIndex,
     first: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def activation_tangents(
+    rows: typing.Any,
+    slopes: typing.Any,
+    bias: typing.Any,
+    num_chains: typing.SupportsInt | typing.SupportsIndex,
+    activation: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def bernoulli(
     out: typing.Any,

@@ -10,19 +10,23 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ebmcore.ops import activation_derivatives
+from ebmcore.ops.activations import layer_in_forward_mode
 
 _NATIVE: dict[type[nn.Module], str] = {nn.SiLU: "silu", nn.Tanh: "tanh", nn.Softplus: "softplus", nn.Sigmoid: "sigmoid", nn.ReLU: "relu"}
 _ELEMENTWISE = (nn.CELU, nn.ELU, nn.GELU, nn.LeakyReLU, nn.Mish, nn.SELU, nn.Softplus, nn.Softsign)
 _FEW_ROWS, _MANY_WEIGHTS = 256, 2**16
 _MAX_ELEMENTS = 2**22  # of a layer's tangents when every column of a Jacobian is wanted
 
-_built: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[list[Any], list[Tensor], Any]]] = weakref.WeakKeyDictionary()
+_built: weakref.WeakKeyDictionary[nn.Module, tuple[list[Any], list[Tensor], dict[str, Any]]] = weakref.WeakKeyDictionary()
+
+
+T = TypeVar("T")
 
 
 class Layers(NamedTuple):
@@ -47,6 +51,7 @@ class Perceptron:
         self._activations = activations
         self.weights = [layer.weight for layer in linears]
         self.biases = [layer.bias for layer in linears]
+        self._kept: dict[str, Any] | None = None
 
     @property
     def num_inputs(self) -> int:
@@ -91,6 +96,30 @@ class Perceptron:
             uses.append([weight.t().contiguous() if uses else weight.t() for weight in self.weights])
         return uses[-1]
 
+    @property
+    def is_native(self) -> bool:
+        """Whether every activation has a native pass."""
+        return all(_native_name(activation) is not None for activation in self._activations)
+
+    def forward_with_tangents(self, x: Tensor, v: Tensor, *, keep_slopes: bool) -> tuple[Layers, Tensor]:
+        """The forward pass and J v, v (num_probes, num_chains, num_inputs), in one matrix product a layer. Without a graph, native activations only.
+
+        The layers have no derivatives but their slopes, and these only with keep_slopes.
+        """
+        weights = self._transposed_weights(x.numel() // self.num_inputs * (1 + len(v)))
+        rows = torch.cat((x[None], v))
+        derivatives: list[Sequence[Tensor]] = []
+        for weight, bias, activation in zip(weights[:-1], self.biases[:-1], self._activations, strict=True):
+            rows = (rows.flatten(0, 1) @ weight).unflatten(0, rows.shape[:2])
+            name = _native_name(activation)
+            assert name is not None
+            slopes = layer_in_forward_mode(rows, bias, name, keep_slopes)
+            if keep_slopes:
+                derivatives.append((slopes, slopes))
+        rows = (rows.flatten(0, 1) @ weights[-1]).unflatten(0, rows.shape[:2])
+        output = rows[0] if self.biases[-1] is None else rows[0].add_(self.biases[-1])
+        return Layers(output, derivatives, weights), rows[1:]
+
     def adjoints(self, layers: Layers) -> list[Tensor]:
         """u_l = ∂E/∂h_l of a scalar output, of each hidden layer, and last ∇E; each (num_chains, width)."""
         u = self.weights[-1].expand(len(layers.output), -1)
@@ -112,10 +141,10 @@ class Perceptron:
 
     def transposed_products(self, layers: Layers, v: Tensor) -> Tensor:
         """Jᵀ v, shaped as v: on one core in 0.8 of the time of J v, whose products want the weights the other way round."""
-        u = v @ self.weights[-1]
+        v = v @ self.weights[-1]
         for weight, d in zip(self.weights[-2::-1], layers.derivatives[::-1], strict=True):
-            u = (u * d[1] if torch.is_grad_enabled() else u.mul_(d[1])) @ weight
-        return u
+            v = (v * d[1] if torch.is_grad_enabled() else v.mul_(d[1])) @ weight
+        return v
 
     def hessian_products(self, layers: Layers, v: Tensor) -> Tensor:
         """H v of a scalar output, shaped as v: the tangent of its backward pass."""
@@ -143,9 +172,10 @@ class Perceptron:
         if len(d) == 0:
             return first.diagonal().sum().expand(len(layers.output))
         if len(d) == 1:
-            return d[0] @ self._constant("diagonal", lambda: (first * last.t()).sum(1))
+            diagonal: Tensor = self._constant("diagonal", lambda: (first * last.t()).sum(1))
+            return d[0] @ diagonal
         if len(d) == 2:
-            form = self._constant("bilinear form", lambda: (first @ last) * self.weights[1].t())
+            form: Tensor = self._constant("bilinear form", lambda: (first @ last) * self.weights[1].t())
             return ((d[0] @ form) * d[1]).sum(1)
         if self.num_inputs <= len(first):  # tr J = Σ_k e_kᵀ J e_k, else tr(W_1 W_{L+1} D_L ... D_1) over the first layer's units
             columns, rows = first, last
@@ -165,7 +195,8 @@ class Perceptron:
         first = self.weights[0]
         if not curvatures:
             return layers.output.new_zeros(len(layers.output))
-        total = curvatures[0] @ self._constant("squared norms", lambda: first.square().sum(1))
+        squared_norms: Tensor = self._constant("squared norms", lambda: first.square().sum(1))
+        total = curvatures[0] @ squared_norms
         if len(curvatures) == 1:
             return total
         factor = first
@@ -183,23 +214,31 @@ class Perceptron:
         for begin in range(0, matrix.shape[1], size):
             yield slice(begin, begin + size)
 
-    def _constant(self, name: str, build: Callable[[], Any]) -> Any:
+    def _constant(self, name: str, build: Callable[[], T]) -> T:
         """What depends on the weights alone, built once for each of their values if nothing has to flow back into them."""
         if torch.is_grad_enabled() and any(weight.requires_grad for weight in self.weights):
             return build()
         if any(weight.is_inference() for weight in self.weights):
             return build()
-        # Versions count what optimisers do. Old code that writes through .data is not counted: hence the samples.
-        state = [(weight.data_ptr(), weight._version, weight.shape) for weight in self.weights]
-        samples = [weight.detach().reshape(-1)[:: max(1, weight.numel() // 61)] for weight in self.weights]
-        entries = _built.setdefault(self._owner, {})
-        known = entries.get(name)
-        if known and known[0] == state and all(map(torch.equal, known[1], samples)):
-            return known[2]
-        with torch.no_grad():
-            value = build()
-        entries[name] = (state, [sample.clone() for sample in samples], value)
-        return value
+        if self._kept is None:
+            self._kept = _kept_for(self._owner, self.weights)
+        if name not in self._kept:
+            with torch.no_grad():
+                self._kept[name] = build()
+        return self._kept[name]  # type: ignore[no-any-return]
+
+
+def _kept_for(owner: nn.Module, weights: Sequence[Tensor]) -> dict[str, Any]:
+    """What has been built for the values that the owner's weights have now; the older values' is forgotten."""
+    # Versions count what optimisers do. Old code that writes through .data is not counted: hence the samples.
+    state = [(weight.data_ptr(), weight._version, weight.shape) for weight in weights]
+    samples = [weight.detach().reshape(-1)[:: max(1, weight.numel() // 61)] for weight in weights]
+    known = _built.get(owner)
+    if known and known[0] == state and all(map(torch.equal, known[1], samples)):
+        return known[2]
+    kept: dict[str, Any] = {}
+    _built[owner] = (state, [sample.clone() for sample in samples], kept)
+    return kept
 
 
 def perceptron_of(f: Any) -> Perceptron | None:
@@ -230,16 +269,20 @@ def _weighted_squares(tangents: Iterator[Tensor], curvatures: Sequence[Tensor]) 
     """Σ_l Σ_j c_lj t_lj² over the layers that have curvatures, (num_probes, num_chains)."""
     total: Tensor | None = None
     for t, c in zip(tangents, curvatures, strict=False):
-        part = torch.einsum("pnj,nj->pn", t.square(), c)
+        part = (t.square() * c if torch.is_grad_enabled() else (t * c).mul_(t)).sum(2)
         total = part if total is None else total + part
     assert total is not None
     return total
 
 
+def _native_name(activation: nn.Module) -> str | None:
+    return None if isinstance(activation, nn.Softplus) and activation.beta != 1 else _NATIVE.get(type(activation))
+
+
 def _derivatives(activation: nn.Module, z: Tensor, count: int) -> Sequence[Tensor]:
     """[a(z), a'(z), ...], `count` derivatives beyond a itself."""
-    name = _NATIVE.get(type(activation))
-    if name is not None and not (isinstance(activation, nn.Softplus) and activation.beta != 1):
+    name = _native_name(activation)
+    if name is not None:
         return activation_derivatives(z, name, 0, count + 1).unbind()
     keep_graph = torch.is_grad_enabled() and z.requires_grad
     with torch.enable_grad():

@@ -87,7 +87,7 @@ def test_python_imports_point_down(path: Path) -> None:
 def test_faces_define_nothing(path: Path) -> None:
     tree = ast.parse(path.read_text())
     assert not [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    assert len(path.read_text().splitlines()) <= 80
+    assert len(path.read_text().splitlines()) <= 100
 
 
 def test_compiled_modules_have_one_importer() -> None:

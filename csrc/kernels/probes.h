@@ -149,7 +149,7 @@ public:
 
     EBM_HD void add(int part, int64_t e, V v) { sums_[part] += v * load<V>(u_ + e); }
     EBM_HD void add_some(int part, int64_t e, int count, V v) {
-        sums_[part] += v * load_some(u_ + e, count);  // ±0 where nothing is: a sum that began with +0 stays as it is
+        sums_[part] += v * load_some(u_ + e, count);  // ±0 where nothing is: sums that began with +0 stay as they are
     }
     EBM_HD void end_segment() {
         C halves[kRound / 2];
@@ -177,7 +177,7 @@ namespace {
 template <class Law, class Drawn>
 class BlockSource {
 public:
-    BlockSource(const ProbeParams& p) : p_(p), key_(philox_key(static_cast<uint64_t>(p.key[0]))) {
+    explicit BlockSource(const ProbeParams& p) : p_(p), key_(philox_key(static_cast<uint64_t>(p.key[0]))) {
         for (int lane = 0; lane < kLanes; ++lane) {
             const int place = lane % 2 * kBlockLanes + lane / 2;
             order_[place] = static_cast<uint64_t>(Tile<Drawn>::order(lane));
@@ -271,7 +271,7 @@ struct ProbeRows {
     EBM_HD int64_t num_groups() const { return (num_probe_rows(p) + rows_per_group() - 1) / rows_per_group(); }
 
     EBM_HD void run(int64_t group, void*) const {
-        alignas(64) Drawn drawn[kDrawnPerBlock * kProbeBlocks];
+        alignas(64) Drawn drawn[kDrawnPerBlock * kProbeBlocks + kDrawnPerRound] = {};  // a round may go beyond its row: numbers, times 0
         const BlockSource<Law, Drawn> source(p);
         const int64_t blocks = blocks_per_row(), first = group * rows_per_group(), left = num_probe_rows(p) - first;
         const int num_rows = static_cast<int>(left < rows_per_group() ? left : rows_per_group());

@@ -220,17 +220,22 @@ def activation_tangents_(rows: Tensor, bias: Tensor | None, activation: str, *, 
             raise TypeError(f"{caller}: bias must be None or {rows.dtype} on {rows.device} as rows, got {got}")
         if bias.shape != rows.shape[2:] or not bias.is_contiguous():
             raise ValueError(f"{caller}: bias must be contiguous, {tuple(rows.shape[2:])}, got {tuple(bias.shape)}")
-    plain = is_plain(rows, rows if bias is None else bias.detach(), rows)
-    result: Tensor = (_tangents_impl if plain else _tangents)(rows, bias, activation, keep_slopes)
+    return layer_in_forward_mode(rows, bias, activation, keep_slopes)
+
+
+def layer_in_forward_mode(rows: Tensor, bias: Tensor | None, activation: str, keep_slopes: bool) -> Tensor:
+    """`activation_tangents_` without its checks, for callers that own all of them and have gradients off."""
+    op = _tangents_impl if is_plain(rows, rows, rows) else _tangents
+    result: Tensor = op(rows, bias, activation, keep_slopes)
     return result
 
 
 def activation_tangents_reference(rows: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     """`activation_tangents_` in plain torch, in place, too; returns the slopes."""
-    value, slopes = activation_derivatives_reference(rows[0] if bias is None else rows[0] + bias, activation, 0, 2)
-    rows[0] = value
-    rows[1:] *= slopes
-    return slopes
+    values = activation_derivatives_reference(rows[0] if bias is None else rows[0] + bias, activation, 0, 2)
+    rows[0] = values[0]
+    rows[1:] *= values[1]
+    return values[1]
 
 
 @functools.lru_cache(maxsize=64)

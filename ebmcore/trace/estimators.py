@@ -142,7 +142,8 @@ def function_value_and_trace(f: Any, x: Tensor, method: str = "hutchinson", **op
     if method not in methods:
         raise ValueError(f"function_value_and_trace: method must be one of {', '.join(methods)}, got {method!r}")
     linear = linearize(f, x, "function_value_and_trace")
-    return linear.field, methods[method](linear, x, **options)
+    estimate = methods[method](linear, x, **options)  # first: the field may come out of the same pass
+    return linear.field, estimate
 
 
 def _exact(linear: Linearization, x: Tensor) -> TraceEstimate:

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from ebmcore.gradients import as_energy, check_state
-from ebmcore.perceptron import Perceptron, perceptron_of
+from ebmcore.perceptron import Layers, Perceptron, perceptron_of
 from ebmcore.trace.probes import Probes, flattened
 from ebmcore.types import DivergenceError
 
 _MAX_ELEMENTS = 2**22  # of the vectors in one batched pass
-_MIN_ROWS = 64  # of a perceptron's matrix products: keeps a core busy, and 16 probes for 64 chains need no more memory than one
+_ROWS, _ROWS_OF_ENERGY = 64, 128  # of a perceptron's matrix products: they keep a core busy, and 16 probes for 64 chains need 1.25 the memory of one
 
 
 class Linearization:
@@ -36,13 +36,16 @@ class Linearization:
     """
 
     is_energy: bool
-    field: Tensor
     needs_graph: bool
     num_products_of_trace: int
 
     def __init__(self, x: Tensor, caller: str) -> None:
         self._x = x
         self._caller = caller
+
+    @property
+    def field(self) -> Tensor:
+        raise NotImplementedError
 
     def trace(self) -> Tensor:
         """tr J, (num_chains,), exact."""
@@ -134,39 +137,59 @@ class _ByFormula(Linearization):
         self._perceptron = perceptron
         self.is_energy = perceptron.is_energy
         self.needs_graph = torch.is_grad_enabled() and (x.requires_grad or perceptron.requires_grad)
-        with torch.set_grad_enabled(self.needs_graph):
-            self._layers = perceptron.forward(flattened(x, 1), 2 if self.is_energy else 1)
-            field = self._layers.output
-            if self.is_energy:
-                field, self._curvatures = perceptron.curvatures(self._layers)
-        self.field = field.reshape(x.shape)
+        self._field: Tensor | None = None  # before the first use: what asks for it first may get more out of the same pass
+        self._layers: Layers | None = None
+
+    @property
+    def field(self) -> Tensor:
+        if self._field is None:
+            layers = self._forward()
+            self._field = (self._curvatures[0] if self.is_energy else layers.output).reshape(self._x.shape)
+        return self._field
+
+    def _forward(self) -> Layers:
+        if self._layers is None:
+            with torch.set_grad_enabled(self.needs_graph):
+                self._layers = self._perceptron.forward(flattened(self._x, 1), 2 if self.is_energy else 1)
+                if self.is_energy:
+                    self._curvatures = self._perceptron.curvatures(self._layers)
+        return self._layers
 
     def _trace(self) -> Tensor:
+        layers = self._forward()
         with torch.set_grad_enabled(self.needs_graph):
             if self.is_energy:
-                return self._perceptron.hessian_trace(self._layers, self._curvatures)
-            return self._perceptron.jacobian_trace(self._layers)
+                return self._perceptron.hessian_trace(layers, self._curvatures[1])
+            return self._perceptron.jacobian_trace(layers)
 
     def _quadratic_forms(self, probes: Probes, begin: int) -> Tensor:
         """In parts of few rows if no graph wants to keep them: no more memory for many probes than for one."""
-        count = probes.num_probes - begin
-        size = count if self.needs_graph else max(1, _MIN_ROWS // max(1, len(self._x)))
+        rows = probes.num_probes * len(self._x) if self.needs_graph else _ROWS_OF_ENERGY if self.is_energy else _ROWS
+        size = max(1, rows // max(1, len(self._x)))
         with torch.set_grad_enabled(self.needs_graph):
-            parts = []
-            for i in range(begin, probes.num_probes, size):
-                v = flattened(probes.vectors(i, i + size), 2)
-                if self.is_energy:
-                    parts.append(self._perceptron.hessian_forms(self._layers, self._curvatures, v))
-                else:
-                    products = self._perceptron.transposed_products(self._layers, v)
-                    parts.append(probes.dot(products.reshape(len(v), *self._x.shape), i))
-            return torch.cat(parts) if len(parts) > 1 else parts[0]
+            parts = [self._forms_of(probes, i, min(i + size, probes.num_probes)) for i in range(begin, probes.num_probes, size)]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _forms_of(self, probes: Probes, begin: int, end: int) -> Tensor:
+        """Of probes begin, ..., end - 1. Without a name for the vectors, which are then freed as soon as the first layer is through with them."""
+        perceptron = self._perceptron
+        if self.is_energy:
+            layers = self._forward()
+            return perceptron.hessian_forms(layers, self._curvatures[1], flattened(probes.vectors(begin, end), 2))
+        if self._field is None and self._layers is None and not self.needs_graph and perceptron.is_native:
+            is_last, v = end == probes.num_probes, flattened(probes.vectors(begin, end), 2)
+            layers, products = perceptron.forward_with_tangents(flattened(self._x, 1), v, keep_slopes=not is_last)
+            self._field = layers.output.reshape(self._x.shape)
+            self._layers = None if is_last else layers
+        else:
+            products = perceptron.transposed_products(self._forward(), flattened(probes.vectors(begin, end), 2))
+        return probes.dot(products.reshape(len(products), *self._x.shape), begin)
 
     def products(self, v: Tensor) -> Tensor:
+        layers = self._forward()
         with torch.set_grad_enabled(self.needs_graph):
-            flat = flattened(v, 2)
             product = self._perceptron.hessian_products if self.is_energy else self._perceptron.transposed_products
-            return product(self._layers, flat).reshape(v.shape)
+            return product(layers, flattened(v, 2)).reshape(v.shape)
 
 
 class _ByAutograd(Linearization):
@@ -193,11 +216,14 @@ class _ByAutograd(Linearization):
                     raise ValueError(f"{caller}: f must depend on x, but its gradient in x is None (detached, or x unused)")
                 field = grad
         self._leaf, self._attached = leaf, field
-        self.field = field if self.needs_graph else field.detach()
         self.num_products_of_trace = x.shape[1:].numel()
         self._many: Callable[[Tensor], Tensor] | None = self._batched_products
         if any("Convolution" in name for name in names):
             self._many = self._forward_products if self.is_energy or self.needs_graph else None
+
+    @property
+    def field(self) -> Tensor:
+        return self._attached if self.needs_graph else self._attached.detach()
 
     def _check_value(self, value: Tensor) -> None:
         x, caller = self._x, self._caller

@@ -227,6 +227,14 @@ void derivatives(const std::vector<float>& x) {
     p.out = dot.data(), p.weights = planes.data(), p.first = 1, p.count = 3;
     for (int64_t e = 0; e < size; ++e) DerivativesDotSink<Function>{p}.put({}, e, 0.0f);
     emit(planes), emit(dot);
+    std::vector<float> rows(x), slopes(2000), bias(x.begin(), x.begin() + 400);
+    ActivationTangentsParams t{};
+    t.rows = rows.data(), t.slopes = slopes.data(), t.bias = bias.data(), t.num_chains = 5, t.dim = 400, t.num_tangents = 9;
+    TangentsSink<Function> sink{t};
+    for (int64_t chain = 0; chain < t.num_chains; ++chain) {
+        for (int64_t e = 0; e < t.dim; ++e) sink.put(sink.row(chain), e, 0.0f);
+    }
+    emit(rows), emit(slopes);
 }
 
 void activations() {

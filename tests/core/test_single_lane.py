@@ -112,6 +112,9 @@ def results_of_activations() -> list[torch.Tensor]:
     for activation in ops.activations.ACTIVATIONS:
         planes = ops.activation_derivatives(x, activation, 0, 5)
         results += [planes, ops.activation_derivatives_dot(x, planes[:3], activation, 1)]
+        rows = x.clone().reshape(10, 5, 400)
+        slopes = ops.activation_tangents_(rows, x[:400], activation, keep_slopes=True)
+        results += [rows, slopes]
     return results
 
 

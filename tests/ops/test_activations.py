@@ -228,7 +228,62 @@ def test_function_transforms(activation):
 
 
 X, W = torch.linspace(-2, 2, 6).reshape(2, 3), torch.ones(2, 2, 3)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_a_layer_in_forward_mode(device, activation, dtype):
+    rows = torch.linspace(-4, 4, 3 * 5 * 70, dtype=dtype).reshape(3, 5, 70)
+    for bias in (None, torch.linspace(-1, 1, 70, dtype=dtype)):
+        expected = rows.clone()
+        slopes = ops.activation_tangents_reference(expected, bias, activation)
+        moved = rows.to(device, copy=True)
+        version = moved._version
+        kept = ops.activation_tangents_(moved, None if bias is None else bias.to(device), activation, keep_slopes=True)
+        tolerance = 1e-6 if dtype == F32 else 1e-14
+        torch.testing.assert_close(moved.cpu(), expected, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(kept.cpu(), slopes, rtol=tolerance, atol=tolerance)
+        assert moved._version > version
+        again = rows.to(device, copy=True)
+        assert ops.activation_tangents_(again, None if bias is None else bias.to(device), activation).numel() == 0
+        assert_same_bits(again, moved)
+        alone = rows[:1].to(device, copy=True)
+        ops.activation_tangents_(alone, None if bias is None else bias.to(device), activation)
+        assert_same_bits(alone[0], moved[0])
+
+
+def test_a_layer_has_the_same_bits_everywhere(cpu_target, num_threads):
+    rows = torch.linspace(-9, 9, 3 * 501 * 203).reshape(3, 501, 203)
+    bias = torch.linspace(-1, 1, 203)
+    chosen, baseline = rows.clone(), rows.clone()
+    slopes = ops.activation_tangents_(chosen, bias, "silu", keep_slopes=True)
+    planes = ops.activation_derivatives(rows[0] + bias, "silu", 0, 2)
+    assert_same_bits(chosen, torch.cat((planes[:1], rows[1:] * planes[1])))
+    assert_same_bits(slopes, planes[1])
+    core.set_cpu_target("baseline")
+    torch.set_num_threads(1)
+    ops.activation_tangents_(baseline, bias, "silu")
+    assert_same_bits(chosen, baseline)
+
+
+def test_what_is_no_layer_is_refused():
+    rows = torch.zeros(2, 3, 4)
+    for arguments, error, message in (
+        ((rows[0], None, "silu"), ValueError, r"rows must be contiguous, \(1 \+ num_tangents, num_chains, width\), got \(3, 4\)"),
+        ((rows.transpose(1, 2), None, "silu"), ValueError, "rows must be contiguous"),
+        ((rows.int(), None, "silu"), TypeError, "x must be a float32 or float64 tensor"),
+        ((rows, None, "gelu"), ValueError, "activation must be one of"),
+        ((rows, torch.zeros(4).double(), "silu"), TypeError, "bias must be None or torch.float32"),
+        ((rows, torch.zeros(3), "silu"), ValueError, r"bias must be contiguous, \(4,\), got \(3,\)"),
+    ):
+        with pytest.raises(error, match=f"activation_tangents_: {message}"):
+            ops.activation_tangents_(*arguments)
+    assert not rows.any()
+
+
 OPCHECKS = {
+    "activation_tangents_": (X.clone()[None].repeat(3, 1, 1), None, "silu", True),
+    "activation_tangents_, float64": (X.double()[None].repeat(2, 1, 1), X.double()[0].clone(), "tanh", False),
     "activation_derivatives": (X.clone().requires_grad_(), "silu", 0, 3),
     "activation_derivatives, strided": (X.T, "tanh", 1, 2),
     "activation_derivatives, float64": (X.double().requires_grad_(), "softplus", 0, 6),

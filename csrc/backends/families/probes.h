@@ -92,7 +92,8 @@ Status dot_probes(const ProbeParams& p) {
 template <class Law, class C, class Use>
 Status run_probe_rows(const ProbeParams& p) {
     const ProbeRows<Law, C, Use> body{p};
-    return for_each_chain(body, body.num_groups(), 1 + 32768 / (body.rows_per_group() * p.dim), 0, nullptr, p.place);
+    const int64_t ns = body.rows_per_group() * (10 + (p.law == ProbeLaw::gaussian ? p.dim : p.dim / 8));
+    return for_each_chain(body, body.num_groups(), 1 + 16384 / ns, 0, nullptr, p.place);
 }
 
 template <class Law, class C, bool kScaled>
