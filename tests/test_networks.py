@@ -95,6 +95,28 @@ def test_a_fresh_conv_net_is_the_score_of_noisy_pixels() -> None:
     torch.testing.assert_close(score(x, sigma), -x / (sigma.square() + 0.09)[:, None, None, None], rtol=1e-12, atol=1e-12)
 
 
+def test_conv_net_is_the_formula() -> None:
+    """s = data_std / (σ τ) · F(x / τ, σ) - x / τ² around an F whose scales are joined by a sum."""
+    score = conv_net(channels=(4, 6), num_blocks=0, data_std=0.3).double()
+    x, sigma = torch.randn(3, 1, 8, 8, dtype=torch.float64), torch.tensor([0.01, 1.0, 5.0], dtype=torch.float64)
+    tau = (sigma.square() + 0.09).sqrt()[:, None, None, None]
+    fine = score.first(x / tau)
+    h = fine + score.doublings[0](score.halvings[0](fine))
+    field = score.last(nn.functional.silu(score.last_norm(h, score.level(sigma))))
+    expected = 0.3 / (sigma[:, None, None, None] * tau) * field - x / tau.square()
+    torch.testing.assert_close(score(x, sigma), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_blocks_add_to_what_they_get() -> None:
+    score = conv_net(num_blocks=(2, 1)).double()
+    level, h = score.level(torch.ones(2, dtype=torch.float64)), torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    assert [len(blocks) for blocks in (*score.down, *score.up)] == [2, 1, 2]  # type: ignore[arg-type]
+    block = score.down[0][1]  # type: ignore[index]
+    first, second = block.convolutions
+    change = second(nn.functional.silu(block.norms[1](first(nn.functional.silu(block.norms[0](h, level))), level)))
+    torch.testing.assert_close(block(h, level), h + change, rtol=1e-12, atol=1e-12)
+
+
 def test_images_do_not_see_each_other_and_the_field_is_smooth() -> None:
     score = conv_net().double()
     x, sigma = torch.randn(6, 1, 8, 8, dtype=torch.float64), torch.linspace(0.1, 2, 6, dtype=torch.float64)

@@ -143,9 +143,13 @@ def probes(
     tensor = key.tensor if isinstance(key, Key) else key
     target = torch.device(device) if device is not None else tensor.device if isinstance(tensor, Tensor) else torch.device("cpu")
     require_device(target, "probes")
-    tensor = key_tensor(key, target, "probes")
-    op = _probes_impl if is_plain(tensor, tensor, tensor) else _probes
-    result: Tensor = op(list(shape), tensor, is_gaussian, dtype)
+    return draw_vectors(shape, key_tensor(key, target, "probes"), is_gaussian, dtype)
+
+
+def draw_vectors(shape: Sequence[int], key: Tensor, is_gaussian: bool, dtype: torch.dtype) -> Tensor:
+    """`probes` without its checks, for callers that own all of them."""
+    op = _probes_impl if is_plain(key, key, key) else _probes
+    result: Tensor = op(list(shape), key, is_gaussian, dtype)
     return result
 
 
@@ -169,7 +173,12 @@ def probe_dot(u: Tensor, *, key: Key | Tensor, probe: str = "rademacher") -> Ten
     is_gaussian = _check_law(probe, "probe_dot")
     _check_tensor(u, "u", "probe_dot")
     _check_shape(u.shape, "u", "probe_dot")
-    result: Tensor = _probe_dot(u, key_tensor(key, u.device, "probe_dot"), is_gaussian)
+    return dot_with_vectors(u, key_tensor(key, u.device, "probe_dot"), is_gaussian)
+
+
+def dot_with_vectors(u: Tensor, key: Tensor, is_gaussian: bool) -> Tensor:
+    """`probe_dot` without its checks, for callers that own all of them."""
+    result: Tensor = _probe_dot(u, key, is_gaussian)
     return result
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ebmcore import ops
+from ebmcore.ops.probes import dot_with_vectors, draw_vectors
 from ebmcore.types import Key, bounded_int
 
 ProbeLaw = Literal["rademacher", "gaussian", "sphere", "orthogonal"]
@@ -23,7 +23,7 @@ class Probes:
     """Probes for the rows of x: vectors (num_probes, num_chains, *event), made when they are asked for.
 
     Probe p of chain i is a function of (seed, step + p, first_chain + i) of the key: the same for any split of the batch, and the first ones of
-    more probes. Attributes: law (None for given vectors), num_probes, dimension, key.
+    more probes. Attributes: law (None for given vectors), num_probes, dimension.
     """
 
     def __init__(self, x: Tensor, num_probes: int, probe: ProbeLaw | Tensor, key: Key | None, caller: str) -> None:
@@ -44,7 +44,7 @@ class Probes:
         self.num_probes = bounded_int(num_probes, "num_probes", caller, low=1)
         if probe == "orthogonal" and self.num_probes > self.dimension:
             raise ValueError(f"{caller}: num_probes must be at most {self.dimension}, the dimension, for orthogonal probes, got {num_probes}")
-        self.key = Key.from_seed(key, x.device)
+        self._keys = Key.from_seed(key, x.device).steps(self.num_probes).unbind()  # of each probe
 
     def vectors(self, begin: int = 0, end: int | None = None) -> Tensor:
         """Probes begin, ..., end - 1."""
@@ -66,13 +66,11 @@ class Probes:
         if u.dim() == self._x.dim():
             u = u.expand(self.num_probes - begin, *u.shape)
         if self.law in ("rademacher", "gaussian"):
-            return ops.probe_dot(u, key=self.key.advance(begin) if begin else self.key, probe=self.law)
+            return dot_with_vectors(u, self._keys[begin], self.law == "gaussian")
         return flattened(u * self.vectors(begin, begin + len(u)), 2).sum(2)
 
     def _draw(self, law: str, begin: int, end: int) -> Tensor:
-        x = self._x
-        key = self.key.advance(begin) if begin else self.key
-        return ops.probes((end - begin, *x.shape), key=key, probe=law, dtype=x.dtype, device=x.device)
+        return draw_vectors((end - begin, *self._x.shape), self._keys[begin], law == "gaussian", self._x.dtype)
 
 
 def flattened(x: Tensor, dim: int) -> Tensor:
