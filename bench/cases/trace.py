@@ -135,7 +135,8 @@ def signs(like: Tensor, num_probes: int) -> Tensor:
 def torch_loss(estimator: torch_traces.Estimator, f: Any, x: Tensor, probes: Tensor) -> Tensor:
     """Sliced score matching with reduced variance: mean ½|s|² + vᵀ(∂s/∂x)v, s = -∇E for an energy."""
     field, estimate = estimator(f, x, probes)
-    return (0.5 * field.square().sum(1) + (-estimate if isinstance(f, MLP) else estimate)).mean()
+    values: Tensor = 0.5 * field.square().sum(1) + (-estimate if isinstance(f, MLP) else estimate)
+    return values.mean()
 
 
 def _ours(inputs: Inputs) -> Run:
@@ -244,13 +245,15 @@ def _torchebm_update(inputs: Inputs) -> Run:
 def torch_hutch_plus_plus(inputs: Inputs, times: Callable[..., Tensor]) -> Tensor:
     f, x, amount, _ = inputs
     probes = signs(x[..., None].expand(*x.shape, 2 * (amount // 3)), 1)[0]
-    return torch_traces.hutch_plus_plus(partial(times, f, x), probes)
+    values: Tensor = torch_traces.hutch_plus_plus(partial(times, f, x), probes)
+    return values
 
 
 def torch_xtrace(inputs: Inputs, times: Callable[..., Tensor]) -> Tensor:
     f, x, amount, _ = inputs
     probes = torch.randn(*x.shape, amount // 2, dtype=x.dtype, device=x.device)
-    return torch_traces.xtrace(partial(times, f, x), probes * (x.shape[1] ** 0.5 / probes.norm(dim=1, keepdim=True)))
+    values: Tensor = torch_traces.xtrace(partial(times, f, x), probes * (x.shape[1] ** 0.5 / probes.norm(dim=1, keepdim=True)))
+    return values
 
 
 def _ours_low_rank(method: Callable[..., object]) -> Callable[[Inputs], Run]:

@@ -34,6 +34,8 @@ def denoising_score_matching(
 ) -> Tensor:
     """mean ½ |s(x + σε) + ε/σ|², ε ~ N(0, 1): at its minimum s is the score of the data convolved with N(0, σ²).
 
+    A small σ blurs little, but the noise of the gradients grows as 1/σ²: it wants many updates or rows.
+
     With many levels each row of x draws one of them, uniformly, the model is called with it, and the square is weighted by σ²:
     mean ½ |σ s(x + σε, σ) + ε|². All levels then weigh alike where |s| ~ 1/σ.
 

@@ -38,7 +38,8 @@ def noise_contrastive(energy: EnergyFn | Any, x_data: Tensor, x_noise: Tensor, n
             into it.
 
     Returns:
-        A scalar, attached to the graph of the parameters. 2 log 2 = 1.386 for ν = 1 and h = ½, where nothing is told apart.
+        A scalar, float64 for float64 energies and float32 otherwise, attached to the graph of the parameters. 2 log 2 = 1.386 for ν = 1 and
+        h = ½, where nothing is told apart.
 
     Raises:
         TypeError, ValueError: an argument is not as above, or energies or log densities have another shape.
@@ -59,6 +60,8 @@ def noise_contrastive(energy: EnergyFn | Any, x_data: Tensor, x_noise: Tensor, n
     with torch.no_grad():
         log_noise = -_checked("noise", as_energy(noise)(x), x) if hasattr(noise, "log_prob") else _checked("noise", noise(x), x)
     _check_finite(energies, log_noise, len(x_data))
+    if energies.dtype != torch.float64:
+        energies = energies.float()  # a sum of bfloat16 energies and log densities keeps 3 digits
     ratio = len(x_noise) / len(x_data)
     logits = -energies - log_noise.to(energies.dtype) - math.log(ratio)
     return softplus(-logits[: len(x_data)]).mean() + ratio * softplus(logits[len(x_data) :]).mean()

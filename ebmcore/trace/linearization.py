@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from ebmcore.gradients import as_energy, check_state
+from ebmcore.ops import Stream, normal
 from ebmcore.perceptron import Layers, Perceptron, perceptron_of
 from ebmcore.trace.probes import Probes, flattened
-from ebmcore.types import DivergenceError
+from ebmcore.types import DivergenceError, Key
 
 _MAX_ELEMENTS = 2**22  # of the vectors in one batched pass
 _MAX_ROWS = 128  # of a perceptron's matrix products: they keep a core busy, and 16 probes for 64 chains need 1.25 the memory of one
@@ -59,6 +60,11 @@ class Linearization:
         """J v or Jᵀ v, always the same of the two, shaped as v: (num_vectors, num_chains, *event)."""
         raise NotImplementedError
 
+    def _is_flat(self) -> bool:
+        """Whether the Jacobian is 0 at every chain, and not only its trace: by one product with a vector that nothing is orthogonal to by design."""
+        v = normal((1, *self._x.shape), key=Key(0), stream=Stream.PROBE, dtype=self._x.dtype, device=self._x.device)
+        return not bool(self.products(v).detach().any())
+
     def _trace(self) -> Tensor:
         raise NotImplementedError
 
@@ -72,7 +78,7 @@ class Linearization:
         seen = values.detach()
         if not abs(float(seen.sum() + self.field.detach().sum())) < torch.inf:  # a finite sum has finite terms
             check_finite(self._caller, self.field, seen)
-        if self.is_energy and not bool(seen.any()):
+        if self.is_energy and not bool(seen.any()) and self._is_flat():
             warnings.warn(
                 f"{self._caller}: the energy's second derivative is zero at every chain, as it is everywhere that ReLU nets are differentiable: "
                 "its trace says nothing about their curvature. Use a smooth activation (SiLU, softplus, tanh), or denoising score matching.",

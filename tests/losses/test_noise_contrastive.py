@@ -115,6 +115,13 @@ def test_extreme_ratios_stay_finite() -> None:
     assert float(torch.autograd.grad(loss, shift)[0]) == pytest.approx(0.0)  # all on the wrong side: 1 - 1
 
 
+def test_low_precision_energies_are_summed_in_float32() -> None:
+    x_data, x_noise = torch.tensor([[1.25]]), torch.tensor([[40.0]])  # the noise is told at once
+    loss = noise_contrastive(lambda x: x[:, 0].bfloat16(), x_data, x_noise, lambda x: torch.full((len(x),), -1.25 - 2**-9))
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(math.log1p(math.exp(-(2**-9))), rel=1e-6)
+
+
 def test_one_call_and_nothing_else_touched() -> None:
     """No gradient flows into the noise: neither into its draws nor into its density."""
     scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)

@@ -127,6 +127,11 @@ def test_bad_probes(loss: Any, error: type[Exception], match: str, options: dict
         loss(small_model().energy, data(4, 3), **options)
 
 
+def test_finite_differences_of_few_digits_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"must return a float32 or float64 tensor, .*, got torch.bfloat16"):
+        finite_difference_score_matching(lambda x: x.sum(1).bfloat16(), data(4, 3))
+
+
 @pytest.mark.parametrize("epsilon", [0.0, -0.1, float("nan"), float("inf")])
 def test_bad_epsilon(epsilon: float) -> None:
     with pytest.raises(ValueError, match="finite_difference_score_matching: epsilon must be finite and > 0, got"):

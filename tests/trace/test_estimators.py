@@ -423,6 +423,8 @@ def test_a_relu_energy_is_warned_of():
                 assert not call(energy, X[:, 0].float()).value.any()
     with pytest.warns(UserWarning, match="second derivative is zero"):
         trace.exact(lambda x: x.flatten(1).sum(1), X)
+    for call in (trace.exact, trace.hutchinson):  # a saddle: only its trace is 0, and every sum of two signs' squares
+        assert not call(lambda x: x[:, 0].square() - x[:, 1].square(), X[:, 0]).value.any()
 
 
 @pytest.mark.parametrize("call", ["exact", "hutchinson", "hutch_plus_plus", "xtrace"])
