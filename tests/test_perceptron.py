@@ -112,6 +112,9 @@ def test_constants_follow_the_weights(kind):
     assert not torch.allclose(trace.exact(net, x).value, before)
     layers[0].weight.data.mul_(1.5)
     assert_right()
+    with torch.no_grad():  # one entry alone
+        layers[2].weight[3, 2] += 2
+    assert_right()
     net.load_state_dict({name: 0.5 * value for name, value in net.state_dict().items()})
     assert_right()
     layers[2].weight = nn.Parameter(layers[2].weight.detach() + 1)
