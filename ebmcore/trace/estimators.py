@@ -109,9 +109,9 @@ def hutch_plus_plus(f: Any, x: Tensor, num_products: int, *, probe: ProbeLaw = "
 def xtrace(f: Any, x: Tensor, num_products: int, *, probe: ProbeLaw = "sphere", key: Key | None = None) -> TraceEstimate:
     """XTrace (Epperly, Tropp & Webber 2024, section 2.3): each probe estimates what is left by the range that the others have found.
 
-    Unbiased; the standard error is the paper's estimate (section 2.4), which takes the probes' estimates for independent: it was seen at 0.4 to 0.9 of
-    the true one, lowest on flat spectra and where a step in the spectrum is about to be found. A Jacobian of rank below num_products / 2 is found whole: its trace is
-    exact. For evaluation: no gradient flows. Arguments f and x, and errors, as `exact`; key as `hutchinson`.
+    Unbiased. The standard error is the paper's estimate (section 2.4), which takes the probes' estimates for independent: it was seen at 0.4 to 0.9
+    of the true one, lowest on flat spectra and where a step in the spectrum is about to be found. A Jacobian of rank below num_products / 2 is found
+    whole: its trace is exact. For evaluation: no gradient flows. Arguments f and x, and errors, as `exact`; key as `hutchinson`.
 
     Args:
         num_products: even, from 4 to twice the dimension: half as many probes, each with two products.
