@@ -46,7 +46,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="Adam; falls to 0 in a straight line")
     parser.add_argument("--ema-decay", type=float, default=0.999, help="of the averaged weights, which sample")
     parser.add_argument("--steps-per-level", type=int, default=6)
-    parser.add_argument("--step-size", type=float, default=0.5, help="of x + α s + sqrt(2α) z at a level σ, in units of σ²")
+    parser.add_argument("--step-size", type=float, default=0.3, help="of x + α s + sqrt(2α) z at a level σ, in units of σ²")
     parser.add_argument("--images", type=int, default=1000, help="generated, and as many held out to compare with")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int)
