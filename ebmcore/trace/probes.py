@@ -44,7 +44,8 @@ class Probes:
         self.num_probes = bounded_int(num_probes, "num_probes", caller, low=1)
         if probe == "orthogonal" and self.num_probes > self.dimension:
             raise ValueError(f"{caller}: num_probes must be at most {self.dimension}, the dimension, for orthogonal probes, got {num_probes}")
-        self._keys = Key.from_seed(key, x.device).steps(self.num_probes).unbind()  # of each probe
+        first = Key.from_seed(key, x.device)
+        self._keys = first.steps(self.num_probes).unbind() if self.num_probes > 1 else (first.tensor,)
 
     def vectors(self, begin: int = 0, end: int | None = None) -> Tensor:
         """Probes begin, ..., end - 1."""
