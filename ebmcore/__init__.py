@@ -4,6 +4,7 @@ from ebmcore import energies, evaluation, losses, networks, ops, trace, training
 from ebmcore.ops import get_num_threads, info, set_num_threads
 from ebmcore.ops import version as __version__
 from ebmcore.samplers import (
+    MALA,
     AnnealedLangevin,
     BlockGibbs,
     DiscreteLangevin,
@@ -20,6 +21,7 @@ from ebmcore.types import DivergenceError, Key
 from ebmcore.warm_up import warm_up
 
 __all__ = [
+    "MALA",
     "AnnealedLangevin",
     "BlockGibbs",
     "DiscreteLangevin",

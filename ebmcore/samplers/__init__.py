@@ -6,11 +6,13 @@ from ebmcore.samplers.discrete_langevin import DiscreteLangevin
 from ebmcore.samplers.gibbs import Gibbs
 from ebmcore.samplers.gibbs_with_gradients import GibbsWithGradients
 from ebmcore.samplers.langevin import Langevin, LangevinInfo, LangevinState
+from ebmcore.samplers.mala import MALA
 from ebmcore.samplers.path_auxiliary import PathAuxiliary
 from ebmcore.samplers.random_flip_metropolis import RandomFlipMetropolis
 from ebmcore.samplers.swendsen_wang import SwendsenWang
 
 __all__ = [
+    "MALA",
     "AnnealedLangevin",
     "AnnealedLangevinInfo",
     "AnnealedLangevinState",

@@ -55,6 +55,8 @@ SAMPLERS = {
     "langevin, noise first": Case(ebmcore.Langevin(0.01, noise_first=True), quartic, X),
     "langevin, freeze": Case(ebmcore.Langevin(0.01, on_divergence="freeze"), quartic, X),
     "langevin, restart": Case(ebmcore.Langevin(0.01, on_divergence="restart"), quartic, X),
+    "mala": Case(ebmcore.MALA(0.05), quartic, X),
+    "mala, preconditioned": Case(ebmcore.MALA(0.05, torch.linspace(0.5, 1.5, 5)), quartic, X),
     "annealed langevin": Case(ebmcore.AnnealedLangevin((1.0, 0.5, 0.25, 0.1), 10, 2e-4, denoise=True), wells_of_level, X, evaluations_at_start=2),
     "gibbs": Case(ebmcore.Gibbs(), Pairs(), BITS, 5),
     "gibbs, random": Case(ebmcore.Gibbs("random"), OF_TOKENS, TOKENS),
