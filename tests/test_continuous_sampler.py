@@ -157,8 +157,10 @@ def test_a_chain_that_never_moves_is_warned_of(sampler):
 @metropolis
 def test_large_energies_in_float32_are_warned_of(sampler):
     x = start(dtype=torch.float32)
-    with pytest.warns(RuntimeWarning, match=r"float32 energies of 1e\+08 are 0.125 and more apart, too coarse for differences of 1"):
+    with pytest.warns(RuntimeWarning, match=r"float32 energies of 1e\+08 are 8 apart, too coarse for differences of 1"):
         sampler.init(lambda x: quadratic(x) - 1e8, x, seed=1)
+    with pytest.warns(RuntimeWarning, match=r"of 1.05e\+06 are 0.125 apart"):
+        sampler(lambda x: 0.0 * quadratic(x) + 2.0**20, x, 1, seed=1)
     for energy in (lambda x: quadratic(x.double()) - 1e8, lambda x: quadratic(x) + 1e6):
         sampler.init(energy, x, seed=1)
     sampler.init(lambda x: quadratic(x) - 1e8, x.double(), seed=1)
