@@ -225,6 +225,15 @@ def test_states_go_on_through_a_checkpoint(sampler, tmp_path):
     assert end.key == whole.key
 
 
+@metropolis
+def test_long_runs(sampler, monkeypatch):
+    """Keys are made for so many steps at once; the draws do not show it."""
+    state = sampler.init(quartic, start(), seed=KEY)
+    whole, _ = sampler.advance(quartic, state, 20)
+    monkeypatch.setattr("ebmcore.continuous_sampler._KEYS_AT_ONCE", 7)
+    assert_same_bits(sampler.advance(quartic, state, 20)[0].x, whole.x)
+
+
 @every
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(7,), (7, 1), (7, 3, 4, 5), (1, 2)])

@@ -178,3 +178,29 @@ def test_a_bad_start_of_native_chains(kernel):
     with pytest.raises(DivergenceError, match="the starting point is not finite") as caught:
         sampler(Bad(), start(), 5, seed=1)
     assert (caught.value.step, caught.value.chains) == (-1, [2])
+
+
+@pytest.mark.parametrize("kernel", ["mala", "hmc", "random_walk"])
+def test_warnings_of_native_chains(kernel):
+    """As of others: of chains that stand still, and of energies too coarse."""
+    sampler, _ = HOOKED[kernel]
+
+    class Still:
+        energy = 1.0
+
+        def __call__(self, x):
+            return quartic(x) * 0.0 + self.energy
+
+        def native_dynamics(self, kernel, x, momentum, key, num_steps, **options):
+            zeros = torch.zeros(len(x))
+            return DynamicsRun(self(x), torch.zeros_like(x), zeros.bool(), zeros, zeros.long())
+
+    energy, x = Still(), start(torch.float32)
+    sampler(energy, x, 999, seed=1)
+    with pytest.warns(RuntimeWarning, match="no chain moved in 1000 steps"):
+        sampler(energy, x, 1000, seed=1)
+    with pytest.warns(RuntimeWarning, match="no chain moved in 1000 steps"):
+        sampler.advance(energy, sampler.init(energy, x, seed=1), 1000)
+    energy.energy = 1e8
+    with pytest.warns(RuntimeWarning, match="too coarse for differences of 1"):
+        sampler(energy, x, 5, seed=1)
