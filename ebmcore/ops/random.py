@@ -34,6 +34,7 @@ class Stream(enum.IntEnum):
     HIDDEN = 8  # units that are no part of the state
     NOISE = 9  # perturbations of data
     LEVEL = 10  # noise levels of rows
+    SWAP = 12  # exchanges between temperatures
 
 
 _ELEMENTS_PER_BLOCK = {

@@ -6,6 +6,7 @@ from ebmcore.samplers.discrete_langevin import DiscreteLangevin
 from ebmcore.samplers.gibbs import Gibbs
 from ebmcore.samplers.gibbs_with_gradients import GibbsWithGradients
 from ebmcore.samplers.langevin import Langevin, LangevinInfo, LangevinState
+from ebmcore.samplers.parallel_tempering import ParallelTempering, ParallelTemperingInfo, ParallelTemperingState
 from ebmcore.samplers.path_auxiliary import PathAuxiliary
 from ebmcore.samplers.random_flip_metropolis import RandomFlipMetropolis
 from ebmcore.samplers.swendsen_wang import SwendsenWang
@@ -21,6 +22,9 @@ __all__ = [
     "Langevin",
     "LangevinInfo",
     "LangevinState",
+    "ParallelTempering",
+    "ParallelTemperingInfo",
+    "ParallelTemperingState",
     "PathAuxiliary",
     "RandomFlipMetropolis",
     "SwendsenWang",

@@ -69,6 +69,10 @@ SAMPLERS = {
     "discrete langevin of spins": Case(ebmcore.DiscreteLangevin(0.5), ISING, SPINS),
     "paths": Case(ebmcore.PathAuxiliary(3), OF_TOKENS, TOKENS),
     "block gibbs": Case(ebmcore.BlockGibbs(), RBM, BITS),
+    "parallel tempering": Case(ebmcore.ParallelTempering(ebmcore.Gibbs(), (1.0, 2.0, 5.0)), Pairs(), BITS, 5),
+    "parallel tempering, by gradients": Case(ebmcore.ParallelTempering(ebmcore.GibbsWithGradients(), (1.0, 1.5), 3), OF_TOKENS, TOKENS, 3),
+    "parallel tempering, continuous": Case(ebmcore.ParallelTempering(ebmcore.Langevin(0.01), (0.5, 0.7, 1.0, 1.5)), quartic, X),
+    "parallel tempering, native": Case(ebmcore.ParallelTempering(ebmcore.Gibbs("checkerboard"), (1.0, 2.0, 5.0)), ISING, SPINS),
     "swendsen-wang": Case(ebmcore.SwendsenWang(), FreeSpins(), SPINS),
 }
 KEY = Key(3, 4, 5)
