@@ -1,6 +1,6 @@
 """ebmcore: native-accelerated sampling for energy-based models in PyTorch."""
 
-from ebmcore import energies, evaluation, losses, networks, ops, trace, training
+from ebmcore import energies, evaluation, losses, networks, ops, testing, trace, training
 from ebmcore.ops import get_num_threads, info, set_num_threads
 from ebmcore.ops import version as __version__
 from ebmcore.samplers import (
@@ -45,6 +45,7 @@ __all__ = [
     "ops",
     "sample",
     "set_num_threads",
+    "testing",
     "trace",
     "training",
     "warm_up",

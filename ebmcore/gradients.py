@@ -28,15 +28,15 @@ def check_state(x: Tensor, caller: str) -> None:
 def as_energy(model: Any) -> Callable[..., Tensor]:
     """The energy -log p(x) of anything with a `log_prob` (a torch.distributions object, a flow), summed over what log_prob leaves of the event.
 
-    Any other callable is returned as it is.
+    Further arguments of the energy go to log_prob. Any other callable is returned as it is.
 
     Raises:
         TypeError: neither.
     """
     if hasattr(model, "log_prob"):
 
-        def energy(x: Tensor) -> Tensor:
-            log_p: Tensor = model.log_prob(x)
+        def energy(x: Tensor, *given: Any) -> Tensor:
+            log_p: Tensor = model.log_prob(x, *given)
             return -log_p.flatten(1).sum(1) if log_p.dim() > 1 else -log_p
 
         return energy

@@ -23,9 +23,10 @@ PYTHON = {
     "trace": {"types", "gradients", "ops", "perceptron", "trace"},
     "networks": {"types", "perceptron"},
     "losses": {"types", "gradients", "discrete", "ops", "trace", "losses"},
-    "energies": {"types", "graph", "discrete", "ops", "perceptron"},
+    "energies": {"types", "gradients", "graph", "discrete", "ops", "perceptron"},
     "evaluation": {"types", "gradients", "discrete", "ops", "evaluation"},
     "sampling": {"types", "ops"},
+    "testing": {"types", "gradients"},
     "training": {"types", "ops", "training"},
     "demo": None,  # None: sees everything
     "cli": None,

@@ -113,11 +113,28 @@ class ParallelTempering:
         Raises:
             DivergenceError: as `sampler.init`; `chains` are rows of x.
         """
-        if not isinstance(x, Tensor) or x.dim() == 0:
-            got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"ParallelTempering.init: x must be a tensor (num_chains, *event), got {got}")
-        key = Key.from_seed(0 if seed is None and len(x) == 0 else seed, x.device)
-        return self._start(energy, x.detach().repeat_interleave(len(self.temperatures), 0), key)
+        if not isinstance(x, Tensor):
+            raise TypeError(f"ParallelTempering.init: x must be a torch.Tensor, got {type(x).__name__}")
+        if x.dim() == 0:
+            raise ValueError("ParallelTempering.init: x must have shape (num_chains, *event), got a 0-d tensor")
+        return self.init_replicas(energy, x[:, None].expand(-1, len(self.temperatures), *x.shape[1:]), seed=seed)
+
+    @torch.inference_mode(False)
+    def init_replicas(self, energy: EnergyFn, x: Tensor, *, seed: int | Key | None = None) -> ParallelTemperingState:
+        """As `init` from replicas x (num_chains, num_temperatures, *event), each where it is to start."""
+        num_temperatures = len(self.temperatures)
+        if not isinstance(x, Tensor) or x.dim() < 2 or x.shape[1] != num_temperatures:
+            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"ParallelTempering.init_replicas: x must have shape (num_chains, {num_temperatures}, *event), got {got}")
+        n = len(x)
+        key = Key.from_seed(0 if seed is None and n == 0 else seed, x.device)
+        factors = torch.tensor([1, self.steps_per_swap, num_temperatures], device=key.tensor.device)
+        with _chains_of_rows(num_temperatures, 0):
+            tempered = _tempered(energy, n, self.temperatures)
+            replicas = self.sampler.init(tempered, x.detach().flatten(0, 1), seed=Key.from_tensor(key.tensor * factors))
+        has_been_hottest = torch.zeros(n, num_temperatures, dtype=torch.bool, device=x.device)
+        has_been_hottest[:, -1] = True
+        return self._state(replicas, has_been_hottest, key)
 
     def step(self, energy: EnergyFn, state: ParallelTemperingState) -> tuple[ParallelTemperingState, ParallelTemperingInfo]:
         """One step; `state` stays as it is."""
@@ -190,20 +207,9 @@ class ParallelTempering:
             if len(x):
                 rejection = (1 - info.swap_acceptance_prob.mean(0)).clamp(min=_LEAST_REJECTION)
                 tuned = dataclasses.replace(tuned, temperatures=_equalised(tuned.temperatures, rejection.tolist()))
-                state = tuned._start(energy, state.replicas.x, state.key)._replace(has_been_hottest=state.has_been_hottest)
+                replicas = state.replicas.x.unflatten(0, state.has_been_hottest.shape)
+                state = tuned.init_replicas(energy, replicas, seed=state.key)._replace(has_been_hottest=state.has_been_hottest)
         return tuned, state
-
-    @torch.inference_mode(False)
-    def _start(self, energy: EnergyFn, rows: Tensor, key: Key) -> ParallelTemperingState:
-        num_temperatures = len(self.temperatures)
-        n = len(rows) // num_temperatures
-        tempered = _tempered(energy, n, self.temperatures)
-        factors = torch.tensor([1, self.steps_per_swap, num_temperatures], device=key.tensor.device)
-        with _chains_of_rows(num_temperatures, 0):
-            replicas = self.sampler.init(tempered, rows, seed=Key.from_tensor(key.tensor * factors))
-        has_been_hottest = torch.zeros(n, num_temperatures, dtype=torch.bool, device=rows.device)
-        has_been_hottest[:, -1] = True
-        return self._state(replicas, has_been_hottest, key)
 
     def _state(self, replicas: Any, has_been_hottest: Tensor, key: Key) -> ParallelTemperingState:
         n, num_temperatures = has_been_hottest.shape

@@ -12,9 +12,10 @@ from torch import Tensor
 
 import ebmcore
 from ebmcore import Key, ops, sample
+from ebmcore.testing import count_evaluations
 from ebmcore.types import Info, State
 from support.discrete import FreeSpins
-from support.targets import Counting, assert_same_bits, quartic
+from support.targets import assert_same_bits, quartic
 
 
 class Case(NamedTuple):
@@ -164,28 +165,15 @@ def test_split_batches(case):
     assert_same_bits(torch.cat(parts), whole)
 
 
-def counting(energy):
-    """`energy`, counting its calls with states and with one-hot rows."""
-    counted = Counting(energy)
-    if isinstance(energy, ebmcore.energies.OneHot):
-
-        def of_one_hot(x):
-            counted.count += 1
-            return energy.of_one_hot(x)
-
-        counted.alphabet, counted.dtype, counted.of_one_hot = energy.alphabet, energy.dtype, of_one_hot
-    return counted
-
-
 @cases
 def test_one_evaluation_per_step(case):
     if hasattr(case.energy, "native_chain"):
         pytest.skip("its chains run natively, or from differences that it works out itself")
-    energy = counting(case.energy)
+    energy = count_evaluations(case.energy)
     state = case.sampler.init(energy, case.x, seed=KEY)
-    assert energy.count == case.evaluations_at_start
+    assert energy.num_evaluations == case.evaluations_at_start
     case.sampler.advance(energy, state, 25)
-    assert energy.count == case.evaluations_at_start + 25 * case.evaluations_per_step
+    assert energy.num_evaluations == case.evaluations_at_start + 25 * case.evaluations_per_step
 
 
 @cases
