@@ -34,7 +34,9 @@ class Stream(enum.IntEnum):
     HIDDEN = 8  # units that are no part of the state
     NOISE = 9  # perturbations of data
     LEVEL = 10  # noise levels of rows
+    JITTER = 11  # lengths of trajectories
     SWAP = 12  # exchanges between temperatures
+    MOMENTUM = 13  # of chains that start
 
 
 _ELEMENTS_PER_BLOCK = {

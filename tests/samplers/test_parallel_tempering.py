@@ -12,25 +12,30 @@ import torch
 from torch import Tensor
 
 from ebmcore import (
+    HMC,
+    MALA,
     DiscreteLangevin,
     DivergenceError,
     Gibbs,
     GibbsWithGradients,
     Key,
+    KineticLangevin,
     Langevin,
     ParallelTempering,
     RandomFlipMetropolis,
+    RandomWalkMetropolis,
     SwendsenWang,
     ops,
     sample,
+    warm_up,
 )
-from ebmcore.energies import Ising, Potts
+from ebmcore.energies import Gaussian, Ising, Potts
 from ebmcore.evaluation import exact_distribution
 from ebmcore.samplers.parallel_tempering import _equalised
 from ebmcore.testing import count_evaluations
 from ebmcore.training import load_checkpoint, save_checkpoint
 from ebmcore.types import Alphabet
-from support.statistics import assert_count, assert_counts, assert_mean
+from support.statistics import assert_count, assert_counts, assert_gaussian, assert_mean
 from support.targets import Spoiled, assert_same_bits, quartic
 from support.truths import truth, truth_arrays
 
@@ -275,6 +280,39 @@ def test_discrete_bases_keep_the_law(base):
             assert_counts(torch.bincount(ends[:, r], minlength=64), law, what=f"{base} of {type(each).__name__} at {temperatures[r]}")
 
 
+@pytest.mark.parametrize("base", [MALA(0.5), HMC(0.5, 3, jitter=0.2), RandomWalkMetropolis(1.0)], ids=repr)
+def test_continuous_bases_keep_the_law(base):
+    """Replicas of a Gaussian that start at exact draws, of covariance C T, end there; with the swaps that E ~ T χ²/2 makes."""
+    covariance, mean = torch.tensor([[1.0, 0.4], [0.4, 0.8]], dtype=torch.float64), torch.tensor([0.3, -1.0], dtype=torch.float64)
+    energy, temperatures, n = Gaussian(mean, covariance=covariance), (1.0, 2.5, 6.0), 20_000
+    noise = energy.sample(3 * n, key=Key(4), dtype=torch.float64).reshape(n, 3, 2) - mean
+    x = mean + noise * torch.tensor(temperatures, dtype=torch.float64).sqrt()[:, None]
+    sampler = ParallelTempering(base, temperatures)
+    state, info = sampler.advance(energy, sampler.init_replicas(energy, x, seed=Key(12)), 4)
+    for r, t in enumerate(temperatures):
+        assert_gaussian(state.replicas.x.reshape(n, 3, 2)[:, r], mean, covariance * t, what=f"{base} at {t}")
+    assert 0.2 < float(info.swap_acceptance_prob.mean()) < 0.9
+    # In two dimensions E is exponential with mean T, and a swap is accepted with probability 2 T0 / (T0 + T1).
+    one = sampler.step(energy, sampler.init_replicas(energy, x, seed=Key(13)))[1]
+    for pair in (0, 1):
+        low, high = temperatures[pair : pair + 2]
+        assert_mean(one.swap_acceptance_prob[:, pair], 2 * low / (low + high), what=f"swap probability of pair {pair}")
+
+
+def test_momenta_travel_with_their_replicas():
+    """Each replica has a momentum of its own, which follows it from temperature to temperature."""
+    sampler = ParallelTempering(KineticLangevin(1e-9, 1e-9), (1.0, 1.5, 2.0))
+    x = ops.normal((30, 3, 4), key=Key(2), dtype=torch.float64)
+    start = sampler.init_replicas(quartic, x, seed=KEY)
+    state, info = sampler.advance(quartic, start, 6)
+    assert int(info.num_swaps.sum()) > 30
+    before = torch.cat((start.replicas.x, start.replicas.momentum), 1).reshape(30, 3, 8)
+    after = torch.cat((state.replicas.x, state.replicas.momentum), 1).reshape(30, 3, 8)
+    distances = (after[:, :, None] - before[:, None]).abs().amax(-1)
+    assert bool((distances.amin(-1) < 1e-3).all())
+    assert not bool((distances.diagonal(dim1=1, dim2=2) < 1e-3).all())
+
+
 def test_clusters_and_potts_run_natively():
     asked = []
 
@@ -304,13 +342,17 @@ def test_one_call_for_all_replicas():
         (RandomFlipMetropolis(), bits, 1, 0),
         (Gibbs("random"), bits, 1, 0),
         (Gibbs(), bits, 5, 0),
+        (MALA(0.01), ops.normal((7, 5), key=Key(1)), 1, 1),
+        (HMC(0.01, 3), ops.normal((7, 5), key=Key(1)), 3, 3),
+        (RandomWalkMetropolis(0.1), ops.normal((7, 5), key=Key(1)), 1, 0),
     ):
         energy = count_evaluations(quartic)
         sampler = ParallelTempering(base, (1.0, 2.0, 3.0, 4.0))
         state = sampler.init(energy, x, seed=KEY)
-        assert (energy.num_evaluations, energy.num_gradients, energy.num_rows) == (1, gradients, 28), base
+        at_start = min(gradients, 1)
+        assert (energy.num_evaluations, energy.num_gradients, energy.num_rows) == (1, at_start, 28), base
         sampler.advance(energy, state, 10)
-        assert (energy.num_evaluations, energy.num_gradients) == (1 + 10 * calls, 11 * gradients), base
+        assert (energy.num_evaluations, energy.num_gradients) == (1 + 10 * calls, at_start + 10 * gradients), base
         assert energy.num_rows == 28 * (1 + 10 * calls), base
 
 
@@ -367,6 +409,17 @@ def test_the_ladder_is_adapted_to_equal_rejection():
     again, other = sampler.adapt_ladder(energy, x, 500, seed=Key(2))
     assert again == tuned
     assert_same_bits(other.replicas.x, state.replicas.x)
+
+
+def test_warm_up_adapts_the_ladder():
+    energy, x = Ising.lattice((4, 4), 0.6), torch.ones(20, 4, 4, dtype=torch.int8)
+    sampler = ParallelTempering(Gibbs(), (1.0, 1.1, 8.0))
+    tuned, end = warm_up(sampler, energy, x, 40, seed=Key(2))
+    expected, state = sampler.adapt_ladder(energy, x, 40, seed=Key(2))
+    assert tuned == expected != sampler
+    assert_same_bits(end, state.x)
+    with pytest.raises(TypeError, match="warm_up: target_acceptance and adapt_inverse_mass must be left out where a ladder adapts"):
+        warm_up(sampler, energy, x, 40, target_acceptance=0.3)
 
 
 def test_equal_shares_of_the_barrier():
