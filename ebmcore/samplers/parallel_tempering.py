@@ -2,7 +2,7 @@
 
 Swendsen & Wang 1986 (Phys. Rev. Lett. 57, 2607); Geyer 1991. Pairs of neighbours are tried in turn, the even ones and the odd ones, and the
 ladder is adapted to equal rejection: Syed, Bouchard-Côté, Deligiannidis & Doucet 2022 (JRSS B 84, 321; arXiv 1905.02939), algorithms 1, 2
-and 4. Left out: a step size for each temperature, and paths other than the powers of one density.
+and 4. Left out: paths other than the powers of one density.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from ebmcore.discrete import NativeRun, energy_and_differences
 from ebmcore.ops.registration import number
 from ebmcore.types import STEP_BITS, DivergenceError, EnergyFn, Key, bounded_int
 
-_SCALED = ("energy", "grad", "differences")  # fields of a sampler's state that grow with the energy
 _MANY_STEPS = 1000  # in which neighbours that change places at all have done so
 _CHAINS_OF_A_TEMPERATURE = 2**32  # of native runs: chain c at temperature r draws as chain c + r · 2^32
 _LEAST_REJECTION = 1e-3  # of a pair, so that the barrier grows from each temperature to the next
@@ -36,7 +35,7 @@ class ParallelTemperingState(NamedTuple):
         energy: (num_chains,), E(x).
         key: of the next step's draws.
         replicas: the state of `sampler` with num_chains · num_temperatures rows: row i · num_temperatures + r is chain i at temperatures[r],
-            its energy, gradient and differences divided by that temperature.
+            its energy, gradient and differences divided by that temperature. With scale_steps its unit of x is √(T / temperatures[0]).
         has_been_hottest: (num_chains, num_temperatures) bool, the replica that is now at this temperature has been at the hottest one
             since it was last at the coldest.
     """
@@ -78,13 +77,14 @@ class ParallelTempering:
     odd in odd ones; the only pair of two temperatures in every step.
 
     A call starts all replicas at x and returns those at temperatures[0]; started at exact draws of the target it therefore does not stay
-    there from the first step on. Of Ising and Potts models the chains between two swaps run natively. For energies of real x the step size
-    of `sampler` has to suit the coldest replicas, and is small for the hottest.
+    there from the first step on. Of Ising and Potts models the chains between two swaps run natively.
 
     Args:
         sampler: any sampler at temperature 1 that takes one energy: not `AnnealedLangevin`, not `ParallelTempering`.
         temperatures: two or more finite numbers > 0, ascending; temperatures[0] is the target's, 1 for exp(-E).
         steps_per_swap: steps of `sampler` between two attempts.
+        scale_steps: `sampler` moves the replicas at temperature T in units of √(T / temperatures[0]), in which a Gaussian is as wide at every
+            temperature: what suits the coldest then suits the hottest. Only for real x; not for laws of a fixed width, such as within walls.
 
     Raises:
         TypeError, ValueError: for arguments that are not as above.
@@ -93,6 +93,7 @@ class ParallelTempering:
     sampler: Any
     temperatures: Sequence[float]
     steps_per_swap: int = 1
+    scale_steps: bool = False
 
     def __post_init__(self) -> None:
         if any(not callable(getattr(self.sampler, name, None)) for name in ("init", "advance")) or isinstance(self.sampler, type):
@@ -106,6 +107,10 @@ class ParallelTempering:
             )
         object.__setattr__(self, "temperatures", _ladder(self.temperatures))
         bounded_int(self.steps_per_swap, "steps_per_swap", "ParallelTempering", low=1)
+        if not isinstance(self.scale_steps, bool):
+            raise TypeError(f"ParallelTempering: scale_steps must be a bool, got {self.scale_steps!r}")
+        if self.scale_steps and getattr(self.sampler, "clamp", None) is not None:
+            raise ValueError(f"ParallelTempering: scale_steps must be False where the sampler clamps x, got {self.sampler!r}")
 
     def init(self, energy: EnergyFn, x: Tensor, *, seed: int | Key | None = None) -> ParallelTemperingState:
         """All replicas at x, evaluated in one call. x is copied. Arguments and errors as `sampler.init`.
@@ -126,12 +131,18 @@ class ParallelTempering:
         if not isinstance(x, Tensor) or x.dim() < 2 or x.shape[1] != num_temperatures:
             got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"ParallelTempering.init_replicas: x must have shape (num_chains, {num_temperatures}, *event), got {got}")
+        if self.scale_steps and (hasattr(energy, "alphabet") or not x.is_floating_point()):
+            raise ValueError(f"ParallelTempering: scale_steps must be False for discrete states, got x of {x.dtype}")
         n = len(x)
+        rows, units = x.detach().flatten(0, 1), None
+        if self.scale_steps:
+            units = _units(self.temperatures, x)
+            rows = rows / _of_rows(units, n, rows)
         key = Key.from_seed(0 if seed is None and n == 0 else seed, x.device)
         factors = torch.tensor([1, self.steps_per_swap, num_temperatures], device=key.tensor.device)
         with _chains_of_rows(num_temperatures, 0):
-            tempered = _tempered(energy, n, self.temperatures)
-            replicas = self.sampler.init(tempered, x.detach().flatten(0, 1), seed=Key.from_tensor(key.tensor * factors))
+            tempered = _tempered(energy, n, self.temperatures, units)
+            replicas = self.sampler.init(tempered, rows, seed=Key.from_tensor(key.tensor * factors))
         has_been_hottest = torch.zeros(n, num_temperatures, dtype=torch.bool, device=x.device)
         has_been_hottest[:, -1] = True
         return self._state(replicas, has_been_hottest, key)
@@ -147,7 +158,8 @@ class ParallelTempering:
         n, num_temperatures = state.has_been_hottest.shape
         device, replicas, has_been_hottest = state.x.device, state.replicas, state.has_been_hottest
         betas = _betas(self.temperatures, state.energy)
-        tempered = _tempered(energy, n, self.temperatures)
+        units = _units(self.temperatures, state.x) if self.scale_steps else None
+        tempered = _tempered(energy, n, self.temperatures, units)
         is_diverged = torch.zeros(n, dtype=torch.bool, device=device)
         is_accepted = torch.ones_like(has_been_hottest)
         acceptance = torch.zeros(n, num_temperatures, dtype=torch.float64, device=device)
@@ -160,7 +172,7 @@ class ParallelTempering:
             is_diverged |= info.is_diverged.reshape(n, -1).any(1)
             is_accepted = getattr(info, "is_accepted", is_accepted).reshape(n, -1)
             acceptance += getattr(info, "acceptance_prob", torch.ones_like(acceptance)).reshape(n, -1)
-            replicas, source, prob = _swap(replicas, betas, state.key.advance(i))
+            replicas, source, prob = _swap(replicas, betas, units, state.key.advance(i))
             has_been_hottest = has_been_hottest.gather(1, source)
             num_round_trips += has_been_hottest[:, 0]
             has_been_hottest[:, 0], has_been_hottest[:, -1] = False, True
@@ -180,6 +192,13 @@ class ParallelTempering:
         num_steps = bounded_int(num_steps, "num_steps", "ParallelTempering", high=2**STEP_BITS)
         state = self.init(energy, x, seed=seed)
         return self.advance(energy, state, num_steps)[0].x.clone(memory_format=torch.contiguous_format)
+
+    def x_of(self, state: ParallelTemperingState) -> Tensor:
+        """The replicas of `state`, (num_chains, num_temperatures, *event): [:, r] are the chains at temperatures[r]."""
+        x: Tensor = state.replicas.x
+        if self.scale_steps:
+            x = x * _of_rows(_units(self.temperatures, x), len(state.x), x)
+        return x.reshape(*state.has_been_hottest.shape, *x.shape[1:])
 
     @torch.inference_mode(False)
     def adapt_ladder(
@@ -206,9 +225,8 @@ class ParallelTempering:
             done, length = done + length, 2 * length
             if len(x):
                 rejection = (1 - info.swap_acceptance_prob.mean(0)).clamp(min=_LEAST_REJECTION)
-                tuned = dataclasses.replace(tuned, temperatures=_equalised(tuned.temperatures, rejection.tolist()))
-                replicas = state.replicas.x.unflatten(0, state.has_been_hottest.shape)
-                state = tuned.init_replicas(energy, replicas, seed=state.key)._replace(has_been_hottest=state.has_been_hottest)
+                before, tuned = tuned, dataclasses.replace(tuned, temperatures=_equalised(tuned.temperatures, rejection.tolist()))
+                state = tuned.init_replicas(energy, before.x_of(state), seed=state.key)._replace(has_been_hottest=state.has_been_hottest)
         return tuned, state
 
     def _state(self, replicas: Any, has_been_hottest: Tensor, key: Key) -> ParallelTemperingState:
@@ -233,26 +251,23 @@ class ParallelTempering:
 class _Tempered:
     """E(x) / T of the replicas' rows. Where it is called on several rows for each of theirs, as Gibbs does, those stand together."""
 
-    def __init__(self, energy: Any, num_chains: int, temperatures: Sequence[float]) -> None:
-        self.energy, self.num_chains, self.temperatures = energy, num_chains, temperatures
+    def __init__(self, energy: Any, num_chains: int, temperatures: Sequence[float], units: Tensor | None) -> None:
+        self.energy, self.num_chains, self.temperatures, self.units = energy, num_chains, temperatures, units
         if hasattr(energy, "alphabet"):
             self.alphabet = energy.alphabet
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.units is not None:
+            x = x * _of_rows(self.units, self.num_chains, x)
         value: Tensor = self.energy(x)
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape != x.shape[:1]:
             return value  # the sampler says what is wrong with it
-        return value * self._of_rows(value)
+        return value * _of_rows(_betas(self.temperatures, value), self.num_chains, value)
 
     def energy_and_differences(self, states: Tensor) -> tuple[Tensor, Tensor]:
         value, differences = energy_and_differences(self.energy, states)
-        betas = self._of_rows(differences)
-        return value * betas, differences * betas.reshape(-1, *[1] * (differences.dim() - 1))
-
-    def _of_rows(self, like: Tensor) -> Tensor:
-        betas = _betas(self.temperatures, like)
-        rows_of_each = len(like) // max(self.num_chains * len(betas), 1)
-        return betas.repeat_interleave(rows_of_each).repeat(self.num_chains)
+        betas = _betas(self.temperatures, differences)
+        return value * _of_rows(betas, self.num_chains, value), differences * _of_rows(betas, self.num_chains, differences)
 
 
 class _NativelyTempered(_Tempered):
@@ -272,16 +287,26 @@ class _NativelyTempered(_Tempered):
         return NativeRun._make(None if fields[0] is None else torch.stack(fields, 1).flatten() for fields in zip(*runs, strict=True))
 
 
-def _tempered(energy: Any, num_chains: int, temperatures: Sequence[float]) -> _Tempered:
+def _tempered(energy: Any, num_chains: int, temperatures: Sequence[float], units: Tensor | None) -> _Tempered:
     is_native = hasattr(energy, "native_chain") and hasattr(energy, "scaled")
-    return (_NativelyTempered if is_native else _Tempered)(energy, num_chains, temperatures)
+    return (_NativelyTempered if is_native else _Tempered)(energy, num_chains, temperatures, units)
 
 
 def _betas(temperatures: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor([1 / t for t in temperatures], dtype=like.dtype, device=like.device)
 
 
-def _swap(replicas: Any, betas: Tensor, key: Key) -> tuple[Any, Tensor, Tensor]:
+def _units(temperatures: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor([math.sqrt(t / temperatures[0]) for t in temperatures], dtype=like.dtype, device=like.device)
+
+
+def _of_rows(values: Tensor, num_chains: int, like: Tensor) -> Tensor:
+    """`values` (num_temperatures,) for the rows of `like`, which are several for each replica where those stand together."""
+    rows_of_each = len(like) // max(num_chains * len(values), 1)
+    return values.repeat_interleave(rows_of_each).repeat(num_chains).reshape(-1, *[1] * (like.dim() - 1))
+
+
+def _swap(replicas: Any, betas: Tensor, units: Tensor | None, key: Key) -> tuple[Any, Tensor, Tensor]:
     """Replicas after one attempt; where those at each temperature came from and the pairs' probabilities: (num_chains, num_temperatures [- 1])."""
     num_temperatures = len(betas)
     n = len(replicas.x) // num_temperatures
@@ -295,13 +320,17 @@ def _swap(replicas: Any, betas: Tensor, key: Key) -> tuple[Any, Tensor, Tensor]:
     source = torch.arange(num_temperatures, device=betas.device).repeat(n, 1)
     source[:, :-1] += is_swapped
     source[:, 1:] -= is_swapped.long()
-    scale = (betas / betas[source]).flatten()
+    growths = {"energy": betas, "grad": betas, "differences": betas}  # of the fields of a sampler's state
+    if units is not None:
+        growths |= {"grad": betas * units.to(betas.dtype), "x": 1 / units.to(betas.dtype)}
     rows = (source + num_temperatures * torch.arange(n, device=betas.device)[:, None]).flatten()
     changes = {}
     for name, field in replicas._asdict().items():
         if isinstance(field, Tensor) and field.shape[:1] == rows.shape:
-            field = field[rows]
-            changes[name] = (field * scale.reshape(-1, *[1] * (field.dim() - 1))).to(field.dtype) if name in _SCALED else field
+            changes[name] = field[rows]
+            if name in growths:
+                scale = (growths[name] / growths[name][source]).reshape(-1, *[1] * (field.dim() - 1))
+                changes[name] = (changes[name] * scale).to(field.dtype)
     return replicas._replace(**changes), source, log_ratio.clamp(max=0).exp()
 
 

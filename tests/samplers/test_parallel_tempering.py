@@ -22,6 +22,7 @@ from ebmcore import (
     KineticLangevin,
     Langevin,
     ParallelTempering,
+    PathAuxiliary,
     RandomFlipMetropolis,
     RandomWalkMetropolis,
     SwendsenWang,
@@ -35,6 +36,7 @@ from ebmcore.samplers.parallel_tempering import _equalised
 from ebmcore.testing import count_evaluations
 from ebmcore.training import load_checkpoint, save_checkpoint
 from ebmcore.types import Alphabet
+from support.discrete import all_states, state_numbers, torch_energy
 from support.statistics import assert_count, assert_counts, assert_gaussian, assert_mean
 from support.targets import Spoiled, assert_same_bits, quartic
 from support.truths import truth, truth_arrays
@@ -280,23 +282,67 @@ def test_discrete_bases_keep_the_law(base):
             assert_counts(torch.bincount(ends[:, r], minlength=64), law, what=f"{base} of {type(each).__name__} at {temperatures[r]}")
 
 
+@pytest.mark.parametrize("base", [Gibbs(), Gibbs("random"), GibbsWithGradients(), PathAuxiliary(2)], ids=repr)
+def test_tokens_by_evaluation_keep_the_law(base):
+    """Gibbs brings two candidates for each replica's row to the energy, which have its temperature both."""
+    energy, temperatures, states = torch_energy("C1"), (1.0, 3.0), all_states("C1").to(torch.uint8)
+    laws = [(-energy(states).double() / t).softmax(0) for t in temperatures]
+    generator = torch.Generator().manual_seed(1)
+    x = torch.stack([states[torch.multinomial(law, 20_000, replacement=True, generator=generator)] for law in laws], 1)
+    sampler = ParallelTempering(base, temperatures)
+    state, _ = sampler.advance(energy, sampler.init_replicas(energy, x, seed=Key(11)), 5)
+    ends = state_numbers(state.replicas.x.long(), 3).reshape(-1, 2)
+    for r, law in enumerate(laws):
+        assert_counts(torch.bincount(ends[:, r], minlength=27), law, what=f"{base} at {temperatures[r]}")
+
+
+@pytest.mark.parametrize("scale_steps", [False, True])
 @pytest.mark.parametrize("base", [MALA(0.5), HMC(0.5, 3, jitter=0.2), RandomWalkMetropolis(1.0)], ids=repr)
-def test_continuous_bases_keep_the_law(base):
+def test_continuous_bases_keep_the_law(base, scale_steps):
     """Replicas of a Gaussian that start at exact draws, of covariance C T, end there; with the swaps that E ~ T χ²/2 makes."""
     covariance, mean = torch.tensor([[1.0, 0.4], [0.4, 0.8]], dtype=torch.float64), torch.tensor([0.3, -1.0], dtype=torch.float64)
     energy, temperatures, n = Gaussian(mean, covariance=covariance), (1.0, 2.5, 6.0), 20_000
     noise = energy.sample(3 * n, key=Key(4), dtype=torch.float64).reshape(n, 3, 2) - mean
     x = mean + noise * torch.tensor(temperatures, dtype=torch.float64).sqrt()[:, None]
-    sampler = ParallelTempering(base, temperatures)
+    sampler = ParallelTempering(base, temperatures, scale_steps=scale_steps)
     state, info = sampler.advance(energy, sampler.init_replicas(energy, x, seed=Key(12)), 4)
     for r, t in enumerate(temperatures):
-        assert_gaussian(state.replicas.x.reshape(n, 3, 2)[:, r], mean, covariance * t, what=f"{base} at {t}")
+        assert_gaussian(sampler.x_of(state)[:, r], mean, covariance * t, what=f"{base} at {t}")
     assert 0.2 < float(info.swap_acceptance_prob.mean()) < 0.9
+    means = info.acceptance_prob.mean(0)
+    assert bool((means.diff() > 0.01).all()) is not scale_steps, "in units of √T a Gaussian's proposals are accepted alike"
     # In two dimensions E is exponential with mean T, and a swap is accepted with probability 2 T0 / (T0 + T1).
     one = sampler.step(energy, sampler.init_replicas(energy, x, seed=Key(13)))[1]
     for pair in (0, 1):
         low, high = temperatures[pair : pair + 2]
         assert_mean(one.swap_acceptance_prob[:, pair], 2 * low / (low + high), what=f"swap probability of pair {pair}")
+
+
+def test_scaled_steps_by_hand():
+    """Langevin dynamics at T with steps T / T_0 as long: x' = x - h T/T_0 · ∇E/T + √(2 h T/T_0) ξ. The coldest are as without."""
+    temperatures, h = (0.5, 1.0, 4.0), 0.01
+    t = torch.tensor(temperatures, dtype=torch.float64)[:, None]
+    x = ops.normal((20, 3, 4), key=Key(1), dtype=torch.float64)
+    sampler = ParallelTempering(Langevin(h), temperatures, scale_steps=True)
+    state = sampler.init_replicas(quartic, x, seed=KEY)
+    torch.testing.assert_close(sampler.x_of(state), x)
+    grad = 4 * x * (x.square() - 1)
+    noise = ops.normal((60, 4), key=Key(3, 4, 15), stream=ops.Stream.PROPOSAL, dtype=torch.float64).reshape(20, 3, 4)
+    moved = x - h / 0.5 * grad + (2 * h * t / 0.5).sqrt() * noise
+    u = ops.uniform((20, 2), key=KEY, stream=ops.Stream.SWAP, dtype=torch.float64)
+    expected, _ = swapped_by_hand(moved, quartic(moved.flatten(0, 1)).reshape(20, 3), temperatures, u, 4)
+    state, info = sampler.step(quartic, state)
+    torch.testing.assert_close(sampler.x_of(state), expected)
+    assert int(info.num_swaps.sum()) > 5
+    state, _ = sampler.advance(quartic, state, 30)
+    y = sampler.x_of(state).flatten(0, 1).requires_grad_()
+    (grad,) = torch.autograd.grad(quartic(y).sum(), y)
+    rows = t.flatten().repeat(20)
+    torch.testing.assert_close(state.replicas.energy, quartic(y).detach() / rows)
+    torch.testing.assert_close(state.replicas.grad, grad / (rows * 0.5).sqrt()[:, None])
+    torch.testing.assert_close(state.x, sampler.x_of(state)[:, 0])
+    tuned, state = sampler.adapt_ladder(quartic, x[:, 0], 16, seed=KEY)
+    torch.testing.assert_close(state.energy, quartic(tuned.x_of(state)[:, 0]))
 
 
 def test_momenta_travel_with_their_replicas():
@@ -490,6 +536,14 @@ def test_other_bad_arguments():
     for bad in (0, -1, 1.5, True):
         with pytest.raises((TypeError, ValueError), match="ParallelTempering: steps_per_swap must be an int >= 1"):
             ParallelTempering(Gibbs(), (1.0, 2.0), bad)
+    with pytest.raises(TypeError, match="ParallelTempering: scale_steps must be a bool, got 1"):
+        ParallelTempering(Gibbs(), (1.0, 2.0), scale_steps=1)
+    with pytest.raises(ValueError, match="ParallelTempering: scale_steps must be False where the sampler clamps x"):
+        ParallelTempering(Langevin(0.1, clamp=(0, 1)), (1.0, 2.0), scale_steps=True)
+    with pytest.raises(ValueError, match=r"ParallelTempering: scale_steps must be False for discrete states, got x of torch.int8"):
+        ParallelTempering(Gibbs(), (1.0, 2.0), scale_steps=True)(Ising([(0, 1)], 1.0), torch.ones(3, 2, dtype=torch.int8), 1)
+    with pytest.raises(ValueError, match="0 or 1 at every site"):
+        ParallelTempering(Gibbs(), (1.0, 2.0), scale_steps=True)(quartic, torch.ones(3, 2), 1)
     x = torch.zeros(3, 4)
     for bad in (-1, 2.0, True, "3", 2**48):
         with pytest.raises((TypeError, ValueError), match="ParallelTempering: num_steps"):

@@ -82,7 +82,7 @@ SAMPLERS = {
     "parallel tempering, by gradients": Case(ebmcore.ParallelTempering(ebmcore.GibbsWithGradients(), (1.0, 1.5), 3), OF_TOKENS, TOKENS, 3),
     "parallel tempering, continuous": Case(ebmcore.ParallelTempering(ebmcore.Langevin(0.01), (0.5, 0.7, 1.0, 1.5)), quartic, X),
     "parallel tempering of mala": Case(ebmcore.ParallelTempering(ebmcore.MALA(0.05), (1.0, 2.0, 4.0)), quartic, X),
-    "parallel tempering of hmc": Case(ebmcore.ParallelTempering(ebmcore.HMC(0.1, 3, jitter=0.1), (1.0, 2.0), 2), quartic, X, 6),
+    "parallel tempering of hmc": Case(ebmcore.ParallelTempering(ebmcore.HMC(0.1, 3, jitter=0.1), (0.7, 2.0), 2, True), quartic, X, 6),
     "parallel tempering, native": Case(ebmcore.ParallelTempering(ebmcore.Gibbs("checkerboard"), (1.0, 2.0, 5.0)), ISING, SPINS),
     "swendsen-wang": Case(ebmcore.SwendsenWang(), FreeSpins(), SPINS),
 }
