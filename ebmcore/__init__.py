@@ -4,15 +4,18 @@ from ebmcore import energies, evaluation, losses, networks, ops, trace, training
 from ebmcore.ops import get_num_threads, info, set_num_threads
 from ebmcore.ops import version as __version__
 from ebmcore.samplers import (
+    HMC,
     MALA,
     AnnealedLangevin,
     BlockGibbs,
     DiscreteLangevin,
     Gibbs,
     GibbsWithGradients,
+    KineticLangevin,
     Langevin,
     PathAuxiliary,
     RandomFlipMetropolis,
+    RandomWalkMetropolis,
     SwendsenWang,
 )
 from ebmcore.sampling import Trace, sample
@@ -21,6 +24,7 @@ from ebmcore.types import DivergenceError, Key
 from ebmcore.warm_up import warm_up
 
 __all__ = [
+    "HMC",
     "MALA",
     "AnnealedLangevin",
     "BlockGibbs",
@@ -29,9 +33,11 @@ __all__ = [
     "Gibbs",
     "GibbsWithGradients",
     "Key",
+    "KineticLangevin",
     "Langevin",
     "PathAuxiliary",
     "RandomFlipMetropolis",
+    "RandomWalkMetropolis",
     "ReplayBuffer",
     "SwendsenWang",
     "Trace",

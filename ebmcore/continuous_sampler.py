@@ -124,6 +124,11 @@ class Preconditioned:
         inverse_mass = self.inverse_mass.to(x.device)
         return Metric(inverse_mass.to(x.dtype)[None], inverse_mass.double().sqrt().to(x.dtype)[None])
 
+    def _native_options(self, metric: Metric | None) -> dict[str, Any]:
+        """The fields of the sampler, as `native_dynamics` takes them."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return fields | {"inverse_mass": None if metric is None else metric.inverse_mass[0]}
+
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
             return NotImplemented
@@ -149,10 +154,6 @@ class MetropolisSampler(Preconditioned, abc.ABC):
     @abc.abstractmethod
     def _propose(self, energy: EnergyFn, state: ContinuousState, key: Tensor, metric: Metric | None) -> Proposal:
         """Where each chain would go with the draws of `key`. Nothing of `state` is written to."""
-
-    @abc.abstractmethod
-    def _native_options(self) -> dict[str, Any]:
-        """Of the kernel, but for inverse_mass."""
 
     @torch.inference_mode(False)
     def init(self, energy: EnergyFn, x: Tensor, *, seed: int | Key | None = None) -> ContinuousState:
@@ -181,11 +182,11 @@ class MetropolisSampler(Preconditioned, abc.ABC):
             nothing = torch.zeros_like(state.energy)
             return state, MetropolisInfo(nothing.bool(), nothing.bool(), nothing, nothing.long())
         metric = self._metric(state.x)
-        x = own(state.x)
-        run = run_natively(energy, self._kernel, x, None, state.key, num_steps, metric, self._native_options())
-        if run is None:
+        native = run_natively(energy, self._kernel, state.x, None, state.key, num_steps, self._native_options(metric))
+        if native is None:
             end, info = self._run(energy, state, num_steps, metric)
         else:
+            x, _, run = native
             assert run.is_accepted is not None
             assert run.acceptance_prob is not None
             assert run.num_diverged is not None
@@ -194,23 +195,50 @@ class MetropolisSampler(Preconditioned, abc.ABC):
                 value, grad = energy_and_grad(energy, x)
             end = ContinuousState(x, value, grad, state.key.advance(num_steps))
             info = MetropolisInfo(run.num_diverged > 0, run.is_accepted, run.acceptance_prob.to(value.dtype), run.num_diverged)
-        if num_steps >= _MANY_STEPS and torch.equal(end.x, state.x):
-            warnings.warn(
-                f"{self!r}: no chain moved in {num_steps} steps, mean acceptance probability {float(info.acceptance_prob.mean()):.3g}; "
-                f"{int(info.num_diverged.sum())} proposals were not finite. Lower step_size, or let warm_up choose it",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        self._warn_if_stuck(state.x, end.x, info.acceptance_prob, info.num_diverged, num_steps)
         return end, info
 
     @torch.inference_mode(False)
     def __call__(self, energy: EnergyFn, x: Tensor, num_steps: int, *, seed: int | Key | None = None) -> Tensor:
-        """Final states of `num_steps` steps from x, the same as init and advance give. Arguments and errors as `init`."""
-        num_steps = bounded_int(num_steps, "num_steps", type(self).__name__, high=2**STEP_BITS)
-        if num_steps == 0:
-            check_chains(x, type(self).__name__)
+        """Final states of `num_steps` steps from x, the same as init and advance give. Arguments and errors as `init`.
+
+        Native chains evaluate nothing beside their steps: not even E at the start.
+        """
+        caller = type(self).__name__
+        num_steps = bounded_int(num_steps, "num_steps", caller, high=2**STEP_BITS)
+        check_chains(x, caller)
+        if num_steps == 0 or len(x) == 0:
             return own(x)
-        return self.advance(energy, self._start(energy, x, seed, type(self).__name__), num_steps)[0].x
+        key = Key.from_seed(seed, x.device)
+        native = run_natively(energy, self._kernel, x, None, key, num_steps, self._native_options(self._metric(x)))
+        if native is None:
+            return self.advance(energy, self._start(energy, x, key, caller), num_steps)[0].x
+        end, _, run = native
+        assert run.acceptance_prob is not None
+        assert run.num_diverged is not None
+        if bool((run.num_diverged == num_steps).any()):  # as of a chain that started where the energy or its gradient is not finite
+            self._start(energy, x, key, caller)
+        self._warn_if_coarse(run.energy)
+        self._warn_if_stuck(x, end, run.acceptance_prob, run.num_diverged, num_steps)
+        return end
+
+    def _warn_if_coarse(self, value: Tensor) -> None:
+        if value.dtype == torch.float32 and float(value.abs().max()) >= _COARSE_FLOAT32:
+            warnings.warn(
+                f"{self!r}: float32 energies of {float(value.abs().max()):.3g} are {_COARSE_FLOAT32 * 2.0**-23:g} and more apart, too coarse for "
+                "differences of 1: return float64 energies, or subtract a constant from them",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+
+    def _warn_if_stuck(self, start: Tensor, end: Tensor, acceptance_prob: Tensor, num_diverged: Tensor, num_steps: int) -> None:
+        if num_steps >= _MANY_STEPS and torch.equal(start, end):
+            warnings.warn(
+                f"{self!r}: no chain moved in {num_steps} steps, mean acceptance probability {float(acceptance_prob.mean()):.3g}; "
+                f"{int(num_diverged.sum())} proposals were not finite. Lower step_size, or let warm_up choose it",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
     def _start(self, energy: EnergyFn, x: Tensor, seed: int | Key | None, caller: str) -> ContinuousState:
         check_chains(x, caller)
@@ -222,6 +250,7 @@ class MetropolisSampler(Preconditioned, abc.ABC):
         key = Key.from_seed(seed, x.device)
         value, grad = energy_and_grad(energy, x) if self._uses_grad else (evaluate(energy, x), None)
         check_start(value, grad, x, caller)
+        self._warn_if_coarse(value)
         return ContinuousState(x, value, grad, key)
 
     def _run(self, energy: EnergyFn, state: ContinuousState, num_steps: int, metric: Metric | None) -> tuple[ContinuousState, MetropolisInfo]:
@@ -255,39 +284,82 @@ def _accept(x: Tensor, value: Tensor, new: Proposal, key: Tensor) -> tuple[Tenso
 
 
 def run_natively(
-    energy: EnergyFn, kernel: str, x: Tensor, momentum: Tensor | None, key: Key, num_steps: int, metric: Metric | None, options: dict[str, Any]
-) -> DynamicsRun | None:
-    """Steps of x, and momentum, in place, if the energy can take them itself; None, and nothing done, if it cannot."""
+    energy: EnergyFn, kernel: str, x: Tensor, momentum: Tensor | None, key: Key, num_steps: int, options: dict[str, Any]
+) -> tuple[Tensor, Tensor | None, DynamicsRun] | None:
+    """Native steps from x and momentum, which stay as they are: both after the steps, and the report; None if the energy has no such steps."""
     native_dynamics = getattr(energy, "native_dynamics", None)
     if native_dynamics is None or x.dtype not in (torch.float32, torch.float64):
         return None
-    inverse_mass = None if metric is None else metric.inverse_mass[0]
+    x, momentum = own(x), None if momentum is None else own(momentum)
     with torch.no_grad():
-        run: DynamicsRun | None = native_dynamics(kernel, x, momentum, key.tensor, num_steps, inverse_mass=inverse_mass, **options)
-    return run
+        run: DynamicsRun | None = native_dynamics(kernel, x, momentum, key.tensor, num_steps, **options)
+    return None if run is None else (x, momentum, run)
+
+
+def run_unadjusted(
+    energy: EnergyFn,
+    kernel: str,
+    x: Tensor,
+    momentum: Tensor | None,
+    value: Tensor,
+    key: Key,
+    num_steps: int,
+    options: dict[str, Any],
+    caller: str,
+    advice: str,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor] | None:
+    """Native steps of chains that are not accepted or rejected: x, momentum, energy and gradient after them; None if there are none.
+
+    Raises:
+        DivergenceError: x, the energy or its gradient is no longer finite. The step is found by halving: what is not finite stays so.
+    """
+
+    def attempt(count: int) -> tuple[Tensor, Tensor | None, DynamicsRun, Tensor] | None:
+        result = run_natively(energy, kernel, x, momentum, key, count, options)
+        if result is None:
+            return None
+        end, _, report = result
+        is_finite = finite_rows(end) & report.energy.isfinite()
+        if report.grad is not None:
+            is_finite = is_finite & finite_rows(report.grad)
+        if report.num_diverged is not None:
+            is_finite = is_finite & (report.num_diverged == 0)
+        return *result, is_finite
+
+    whole = attempt(num_steps)
+    if whole is None:
+        return None
+    end, end_momentum, report, is_finite = whole
+    if not bool(is_finite.all()):
+        last, low, high = value, 0, num_steps
+        while high - low > 1:
+            middle = (low + high) // 2
+            part = attempt(middle)
+            assert part is not None
+            if bool(part[3].all()):
+                low, last = middle, part[2].energy
+            else:
+                high, is_finite = middle, part[3]
+        raise divergence(~is_finite, last, high - 1, caller, advice)
+    if report.grad is None:
+        return end, end_momentum, *energy_and_grad(energy, end)
+    return end, end_momentum, report.energy.to(value.dtype), report.grad
 
 
 def check_chains(x: Tensor, caller: str) -> None:
     """Raise unless x can be the state of chains that are accepted or rejected: as `check_state`, and float32 or float64."""
     check_state(x, caller)
     if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{caller}: x must be float32 or float64, got {x.dtype}, whose rounding is no small part of a step")
+        raise TypeError(f"{caller}: x must be float32 or float64, got {x.dtype}")
 
 
 def check_start(value: Tensor, grad: Tensor | None, x: Tensor, caller: str) -> None:
-    """Raise unless all is finite at the start of chains that are accepted or rejected; warn of energies too coarse to tell states apart."""
+    """Raise unless all is finite at the start of chains."""
     is_finite = value.isfinite() & finite_rows(x)
     if grad is not None:
         is_finite = is_finite & finite_rows(grad)
     if not bool(is_finite.all()):
         raise divergence(~is_finite, torch.full_like(value, math.nan), -1, caller, "Start the chains where they are finite.")
-    if value.dtype == torch.float32 and float(value.abs().max()) >= _COARSE_FLOAT32:
-        warnings.warn(
-            f"{caller}: energies of {float(value.abs().max()):.3g} in float32 are {_COARSE_FLOAT32 * 2.0**-23:g} and more apart, too coarse for "
-            "differences of 1; return float64 energies, or subtract a constant from them",
-            RuntimeWarning,
-            stacklevel=4,
-        )
 
 
 def own(x: Tensor) -> Tensor:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from ebmcore import ops
-from ebmcore.continuous_sampler import energy_dtype, finite_rows, own, raise_if_diverged
+from ebmcore.continuous_sampler import energy_dtype, finite_rows, own, raise_if_diverged, run_unadjusted
 from ebmcore.gradients import check_state, energy_and_grad
 from ebmcore.ops.langevin import StepArguments, bounds, step_arguments, step_into
 from ebmcore.ops.registration import number
-from ebmcore.types import STEP_BITS, EnergyFn, Key, bounded_int
+from ebmcore.types import STEP_BITS, DivergenceError, EnergyFn, Key, bounded_int
 
 Schedule = Callable[[int], float]
 
@@ -154,7 +154,8 @@ class Langevin:
         if num_steps == 0 or len(state.x) == 0:
             return state, LangevinInfo(torch.zeros_like(state.is_diverged), num_restarts)
         if self.on_divergence == "raise":
-            x, value, grad = self._run(energy, state.x.clone(), state.energy, state.grad, state.key, state.step, num_steps)
+            run = self._run_natively(energy, state.x, state.energy, state.key, num_steps)
+            x, value, grad = run or self._run(energy, state.x.clone(), state.energy, state.grad, state.key, state.step, num_steps)
             is_diverged = torch.zeros_like(state.is_diverged)
             total = state.is_diverged
         else:
@@ -181,6 +182,9 @@ class Langevin:
         key = Key.from_seed(seed, x.device)
         if self.noise_first:
             return self._run(energy, x, None, None, key, 0, num_steps)[0]
+        run = self._run_natively(energy, x, None, key, num_steps)
+        if run is not None:
+            return run[0]
         value, grad = energy_and_grad(energy, x)
         return self._run(energy, x, value, grad, key, 0, num_steps, evaluate_last=False)[0]
 
@@ -222,6 +226,22 @@ class Langevin:
         assert grad is not None
         x = step_into(out, x, grad, key, arguments)
         return (x, *energy_and_grad(energy, x)) if evaluate else (x, None, None)
+
+    def _run_natively(self, energy: EnergyFn, x: Tensor, value: Tensor | None, key: Key, num_steps: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Steps from x, which stays as it is, if the energy can take them itself. value is None at a start that is not evaluated."""
+        has_schedule = callable(self.step_size) or callable(self.noise_std)
+        if has_schedule or self.clip_grad_norm is not None or self.noise_first or not hasattr(energy, "native_dynamics"):
+            return None
+        step_size, noise_std = self._scales(0)
+        options = {"step_size": step_size, "noise_std": noise_std, "clip_grad": self.clip_grad, "clamp": self.clamp}
+        start = x.new_full((len(x),), math.nan, dtype=energy_dtype(x)) if value is None else value
+        try:
+            run = run_unadjusted(energy, "langevin", x, None, start, key, num_steps, options, "Langevin", _ADVICE)
+        except DivergenceError:
+            if value is None:
+                self.init(energy, x, seed=key)
+            raise
+        return None if run is None else (run[0], run[2], run[3])
 
     def _run(
         self,

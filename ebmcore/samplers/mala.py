@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -39,9 +39,6 @@ class MALA(MetropolisSampler):
     def __post_init__(self) -> None:
         number(self.step_size, "step_size", "MALA", low=0.0, strict=True)
         self._own_inverse_mass()
-
-    def _native_options(self) -> dict[str, Any]:
-        return {"step_size": self.step_size}
 
     def _propose(self, energy: EnergyFn, state: ContinuousState, key: Tensor, metric: Metric | None) -> Proposal:
         x, _, grad, _ = state
