@@ -55,9 +55,10 @@ class Trace(NamedTuple):
         info = {} if self.info is None else self.info._asdict()
         stats = {_ARVIZ_NAMES.get(name, name): value for name, value in info.items() if isinstance(value, Tensor) and value.shape[:2] == leading}
         groups = {"posterior": draws, "sample_stats": stats} if stats else {"posterior": draws}
-        return from_dict(
-            {group: {name: value.detach().cpu().transpose(0, 1).numpy() for name, value in each.items()} for group, each in groups.items()}
-        )
+        arrays = {group: {name: value.detach().cpu().transpose(0, 1).numpy() for name, value in each.items()} for group, each in groups.items()}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found chain dimension to be longer than draw dimension")  # as it often is
+            return from_dict(arrays)
 
 
 def sample(
