@@ -144,8 +144,9 @@ def draw_picture(path: Path, temperatures: list[int], results: dict[str, list[tu
             means = [(1 - 2 * column) * float(r.log_weights.mean()) - chosen[name].log_z for r in estimates]
             axes.plot(temperatures, means, "--", color=colour, label=f"{label}, mean log weight")
         axes.axhline(0.0, color="black", linewidth=0.8)
-        axes.set(title=name, xscale="log", yscale="symlog", xlabel="temperatures")
-        axes.set_yscale("symlog", linthresh=0.1)
+        axes.set(title=name, xscale="log", xlabel="temperatures")
+        if max(abs(value) for value in axes.get_ylim()) > 1:
+            axes.set_yscale("symlog", linthresh=0.1)
     figure.axes[0].set_ylabel("estimate of log Z, minus log Z")
     figure.axes[0].legend(fontsize="small")
     figure.savefig(path, dpi=110)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ebmcore.discrete import alphabet_of, encode, energy_and_differences
@@ -27,10 +26,10 @@ class Parts(NamedTuple):
 
 
 class GeometricPath:
-    """The energy E_β(x) = (1 - β) E_0(x) + β E_1(x), for samplers: no graph of the parameters is built.
+    """The energy E_β(x) = (1 - β) E_0(x) + β E_1(x).
 
-    A call evaluates each part once, with its gradient if the call wants one; samplers of discrete states get differences of the parts' own.
-    `last` keeps what the last call found, and at which states, so that β can change without another call.
+    A call evaluates each part once, and `gradients.energy_and_grad` and `discrete.energy_and_differences` do so in the parts' own ways. `last`
+    keeps what the last of them found, and at which states, so that β can change without another one.
 
     Args:
         base: E_0, (num_chains, *event) -> (num_chains,).
@@ -50,11 +49,16 @@ class GeometricPath:
         self.last: tuple[Tensor, Parts] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and x.requires_grad:
-            value: Tensor = _Mixture.apply(x, self)
-            return value
-        parts = Parts(evaluate(self.base, x), evaluate(self.energy, x), None, None)
-        return self._keep(x, parts)[0]
+        base, energy = self.base(x), self.energy(x)
+        self._keep(x, Parts(base.detach(), energy.detach(), None, None))
+        return self._mix(base, energy)
+
+    def energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What `gradients.energy_and_grad` asks of energies: one forward and one backward of each part, and no graph of their mixture."""
+        (base, base_grad), (energy, grad) = energy_and_grad(self.base, x), energy_and_grad(self.energy, x)
+        value, slope = self._keep(x, Parts(base, energy, base_grad, grad))
+        assert slope is not None
+        return value, slope
 
     def energy_and_differences(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """What `discrete.energy_and_differences` asks of energies: of the parts, each in its own way, one evaluation of each."""
@@ -87,19 +91,3 @@ class GeometricPath:
     def _keep(self, x: Tensor, parts: Parts) -> tuple[Tensor, Tensor | None]:
         self.last = x.detach().clone(), parts  # a copy: samplers may write to theirs
         return self.mixed(parts)
-
-
-class _Mixture(torch.autograd.Function):
-    """E_β with a gradient that is there before it is asked for, from one forward and one backward of each part."""
-
-    @staticmethod
-    def forward(context: Any, x: Tensor, path: GeometricPath) -> Tensor:
-        (base, base_grad), (energy, grad) = energy_and_grad(path.base, x), energy_and_grad(path.energy, x)
-        value, slope = path._keep(x, Parts(base, energy, base_grad, grad))
-        context.save_for_backward(slope)
-        return value.clone()
-
-    @staticmethod
-    def backward(context: Any, grad_output: Tensor) -> tuple[Tensor, None]:
-        (slope,) = context.saved_tensors
-        return grad_output.reshape(-1, *[1] * (slope.dim() - 1)).to(slope.dtype) * slope, None
