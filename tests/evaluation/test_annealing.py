@@ -206,6 +206,46 @@ def test_spins():
     assert result.x.dtype == torch.int8
 
 
+@pytest.mark.parametrize("sampler", [MALA(1.0), HMC(1.4, 2), RandomWalkMetropolis(1.0)], ids=lambda sampler: type(sampler).__name__)
+def test_what_is_carried(sampler):
+    """After moves of which many are rejected: both parts, E_β and its gradient are those of the states, and moved chains start from them."""
+    bridge = Bridge(3, 1.0, 0.5)
+    annealing = AnnealedImportanceSampling(bridge.base, sampler, [0, 0.1, 0.3, 0.6, 0.8, 1], num_steps=2)
+    state = annealing.init(bridge, 200, seed=0)
+    for beta in (0.0, 0.1, 0.3, 0.6, 0.8):
+        x, parts = state.chains.x, state.parts
+        torch.testing.assert_close(parts.base_energy, bridge.base(x))
+        torch.testing.assert_close(parts.energy, bridge(x))
+        value, grad = energy_and_grad(lambda x, beta=beta: (1 - beta) * bridge.base(x) + beta * bridge(x), x)
+        torch.testing.assert_close(state.chains.energy, value)
+        if state.chains.grad is not None:
+            torch.testing.assert_close(state.chains.grad, grad)
+            torch.testing.assert_close(parts.base_slope, x)
+            torch.testing.assert_close(parts.slope, (x - 1) / 0.25)
+        before, state = state, annealing.advance(bridge, state, 1)
+        gain = parts.base_energy - parts.energy
+        torch.testing.assert_close(state.log_weights - before.log_weights, gain * float(state.betas[-1] - beta))
+        if beta < 0.8:
+            has_moved = (state.chains.x != x).any(1)
+            assert 0 < int(has_moved.sum()) < 200
+    assert_same_bits(state.chains.x, before.chains.x)
+
+
+def test_what_is_carried_of_bits():
+    energy, base = Bits(), Independent(Bernoulli(torch.full((6,), 0.6), validate_args=False), 1)
+    for sampler in (GibbsWithGradients(), Gibbs(), RandomFlipMetropolis()):
+        annealing = AnnealedImportanceSampling(base, sampler, 4)
+        state = annealing.advance(energy, annealing.init(energy, 200, seed=0), 2)
+        x = state.chains.x
+        torch.testing.assert_close(state.parts.base_energy, -base.log_prob(x))
+        torch.testing.assert_close(state.parts.energy, energy(x))
+        torch.testing.assert_close(state.chains.energy, (energy(x) - base.log_prob(x)) / 2)
+        if isinstance(sampler, GibbsWithGradients):
+            flipped = x[:, None] + torch.diag_embed(1 - 2 * x)
+            differences = energy(x)[:, None] - torch.stack([energy(flipped[:, k]) for k in range(6)], 1)
+            torch.testing.assert_close(state.parts.slope, differences)
+
+
 class Evaluated:
     """An energy that counts its forward and its backward passes."""
 
