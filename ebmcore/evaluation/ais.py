@@ -45,7 +45,7 @@ def ais(
     block Gibbs step at each β; between them lie p_β(v, h) ∝ exp(-(1 - β) E₀(v) - β E(v, h)), E₀(v) = -a₀ᵀv. A step costs two matrix products;
     hidden units are summed out of the weights.
 
-    Ctrl-C stops between two temperatures. The KeyboardInterrupt then carries what was done so far as `.state`, from which
+    After Ctrl-C the KeyboardInterrupt carries what was done so far, but for ten temperatures at most, as `.state`, from which
     `AnnealedImportanceSampling(base, sampler, ...).advance` goes on to the same bits (not of the RBM's own way).
 
     Args:
@@ -53,7 +53,8 @@ def ais(
         base, sampler, betas, conditional_ess, num_steps: as `AnnealedImportanceSampling`.
         num_chains: at least 1; more make the error bar smaller, and surer.
         base_visible_bias: of an RBM: a₀ (num_visible,), finite; None for 0. The log-odds of the training data's pixels make a better start.
-        seed: an int, a `Key` to go on with its draws (of an RBM the next K + 1 steps), or None to draw one from torch's generator.
+        seed: an int, a `Key` to go on with its draws (of an RBM the next K + 1 steps; energies as base draw on its device), or None to draw one
+            from torch's generator.
         progress: show a bar (needs tqdm).
 
     Raises:

@@ -154,7 +154,7 @@ class AnnealedImportanceSampling:
             if beta != end:  # a move at the end would change no weight
                 path.beta = beta
                 chains, parts, prob = self._move(path, chains, parts)
-                probs += prob
+                probs.append(prob)
         done = torch.cat((done, torch.tensor(betas, dtype=torch.float64)))
         return AISState(chains, parts, log_weights, done, torch.cat((moved, torch.stack(probs).cpu())) if probs else moved)
 
@@ -217,23 +217,23 @@ class AnnealedImportanceSampling:
     def _sampler_at(self, beta: float) -> Any:
         return self.sampler if hasattr(self.sampler, "advance") else self.sampler(beta)
 
-    def _move(self, path: GeometricPath, chains: Any, parts: Parts) -> tuple[Any, Parts, list[Tensor]]:
-        """Steps at path.beta, the parts at their end, and the mean acceptance probability if the sampler can reject."""
+    def _move(self, path: GeometricPath, chains: Any, parts: Parts) -> tuple[Any, Parts, Tensor]:
+        """Steps at path.beta, the parts at their end, and the mean acceptance probability."""
         sampler = self._sampler_at(path.beta)
         value, slope = path.mixed(parts)
         carried = {"energy": value.to(chains.energy.dtype)}
         if slope is not None:
             carried["differences" if hasattr(chains, "differences") else "grad"] = slope
         chains = chains._replace(**carried)
-        probs = []
+        prob = torch.zeros((), dtype=torch.float64, device=chains.x.device)
         for _ in range(self.num_steps):
             before = chains.x
             chains, info = sampler.step(path, chains)
             if not hasattr(info, "acceptance_prob"):
                 raise TypeError(f"ais: sampler must leave its target invariant, as samplers that accept or reject do, got {sampler!r}")
             parts = _parts_after(path, chains, before, parts)
-            probs.append(info.acceptance_prob.double().mean())
-        return chains, parts, [torch.stack(probs).mean()]
+            prob = prob + info.acceptance_prob.mean(dtype=torch.float64)
+        return chains, parts, prob / self.num_steps
 
     def _next(self, beta: float, end: float, index: int, gain: Tensor, log_weights: Tensor) -> float:
         """The β that follows."""
@@ -280,7 +280,10 @@ def schedule(betas: Any) -> tuple[float, ...]:
 
 def _weighted(log_weights: Tensor, change: Tensor, parts: Parts, beta: float) -> Tensor:
     """log_weights + change; weight 0 stays 0."""
-    total = torch.where(log_weights == -math.inf, log_weights, log_weights + change)
+    total = log_weights + change
+    if math.isfinite(float(total.sum())):
+        return total
+    total = torch.where(log_weights == -math.inf, log_weights, total)
     is_bad = total.isnan() | (total == math.inf)
     if bool(is_bad.any()):
         chains = is_bad.nonzero().flatten().tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ebmcore.discrete import alphabet_of, encode, energy_and_differences
@@ -86,7 +87,7 @@ class GeometricPath:
     def _mix(self, base: Tensor, energy: Tensor) -> Tensor:
         if self.beta in (0.0, 1.0):  # where the other one may be infinite
             return energy if self.beta else base
-        return (1 - self.beta) * base + self.beta * energy
+        return torch.add((1 - self.beta) * base, energy, alpha=self.beta)
 
     def _keep(self, x: Tensor, parts: Parts) -> tuple[Tensor, Tensor | None]:
         self.last = x.detach().clone(), parts  # a copy: samplers may write to theirs

@@ -29,8 +29,8 @@ class AISResult(NamedTuple):
         log_weights: (num_chains,) float64, ln w of each chain, whose mean weight estimates Z; of `reverse_ais` 1/Z.
         interval: the 2.5 % and 97.5 % quantiles of log_z over the resamples.
         betas: (num_temperatures + 1,) float64, those gone through.
-        acceptance_prob: (num_temperatures - 1,) float64, the mean acceptance probability of the moves at each β in between; None of moves
-            that are never rejected.
+        acceptance_prob: (num_temperatures - 1,) float64, the mean acceptance probability of the moves at each β in between; None of an RBM's
+            own moves, which are never rejected.
         x: (num_chains, *event), the chains at the end: weighted by exp(log_weights), they are draws from exp(-E) (of `reverse_ais` from the base).
     """
 
