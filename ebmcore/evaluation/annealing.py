@@ -279,11 +279,10 @@ def schedule(betas: Any) -> tuple[float, ...]:
 
 
 def _weighted(log_weights: Tensor, change: Tensor, parts: Parts, beta: float) -> Tensor:
-    """log_weights + change; weight 0 stays 0."""
+    """log_weights + change, of which -inf is no error."""
     total = log_weights + change
     if math.isfinite(float(total.sum())):
         return total
-    total = torch.where(log_weights == -math.inf, log_weights, total)
     is_bad = total.isnan() | (total == math.inf)
     if bool(is_bad.any()):
         chains = is_bad.nonzero().flatten().tolist()

@@ -393,6 +393,8 @@ def test_distributions_as_base(untouched_generator):
     first, again, other = (ais(quartic, base, MALA(0.05), num_chains=8, betas=50, seed=seed) for seed in (1, 1, 2))
     assert_same_bits(first.log_weights, again.log_weights)
     assert not torch.equal(first.log_weights, other.log_weights)
+    annealing = AnnealedImportanceSampling(base, MALA(0.05), 50)
+    assert not bool((annealing.init(quartic, 20, seed=1).chains.x == annealing.init(quartic, 20, seed=2).chains.x).any())
     assert first.x.dtype == torch.float32
     unsummed = ais(quartic, Normal(torch.zeros(3), 2 * torch.ones(3)), MALA(0.05), num_chains=8, betas=50, seed=1)
     torch.testing.assert_close(unsummed.log_weights, first.log_weights, rtol=1e-4, atol=1e-4)
@@ -538,6 +540,15 @@ class TestGeometricPath:
         assert GeometricPath(NORMAL, nowhere, 0.0)(x).isfinite().all()
         assert GeometricPath(nowhere, NORMAL, 1.0)(x).isfinite().all()
         assert (GeometricPath(NORMAL, nowhere, 0.5)(x) == math.inf).all()
+
+    def test_what_is_kept_is_a_copy(self):
+        """Samplers may write to their states after a call."""
+        path, x = GeometricPath(NORMAL, quartic, 0.5), torch.ones(2, 2)
+        path(x)
+        x.zero_()
+        kept, parts = path.last
+        assert (kept == 1).all()
+        assert (parts.base_energy == 1).all()
 
     def test_alphabets(self):
         with pytest.raises(ValueError, match="GeometricPath: base must have the alphabet of energy"):
