@@ -7,6 +7,7 @@ from ebmcore.evaluation.discrepancy import ksd, mmd
 from ebmcore.evaluation.errors import rmse
 from ebmcore.evaluation.exact import exact_distribution, exact_log_z, exact_marginals
 from ebmcore.evaluation.geometric_path import GeometricPath
+from ebmcore.evaluation.streaming import StreamingDiagnostics
 from ebmcore.evaluation.weights import AISResult
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "AISState",
     "AnnealedImportanceSampling",
     "GeometricPath",
+    "StreamingDiagnostics",
     "ais",
     "ess",
     "exact_distribution",
