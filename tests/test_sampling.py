@@ -306,6 +306,19 @@ class TestToArviz:
         with pytest.raises(TypeError, match=r"Trace.to_arviz: x must be of shape \(num_kept, num_chains, ...\)"):
             run(lambda state, info: state.energy.mean()).to_arviz()
 
+    def test_statistics_of_something_else(self):
+        """What is not of each chain at each draw is left out."""
+        pytest.importorskip("arviz_base", reason="the extra 'diagnostics' is not installed")
+
+        class Info(NamedTuple):
+            of_chains: torch.Tensor
+            of_pairs: torch.Tensor
+            inner: tuple[torch.Tensor, ...]
+
+        info = Info(torch.zeros(20, 6), torch.zeros(20, 2), (torch.zeros(20, 6),))
+        assert set(Trace(torch.zeros(20, 6, 3), None, info).to_arviz()["sample_stats"].data_vars) == {"of_chains"}
+        assert "sample_stats" not in Trace(torch.zeros(20, 6), None, None).to_arviz().children
+
     def test_without_arviz(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "arviz_base", None)
         with pytest.raises(ImportError, match=r"Trace.to_arviz: needs arviz-base \(pip install ebmcore\[diagnostics\]\)"):

@@ -126,6 +126,6 @@ CASE = Case(
     unit="chain temperature",
     problems=tuple(
         NamedProblem(f"MLP {dim}-{'-'.join(map(str, hidden))}-1", NUM_CHAINS * NUM_TEMPERATURES, (dim, hidden))
-        for dim, hidden in ((2, (128, 128)), (784, (256, 256)))
+        for dim, hidden in ((2, (128, 128)), (784, (256, 256)), (784, (1024, 1024)))
     ),
 )
