@@ -4,14 +4,18 @@ from ebmcore import energies, evaluation, losses, networks, ops, trace, training
 from ebmcore.ops import get_num_threads, info, set_num_threads
 from ebmcore.ops import version as __version__
 from ebmcore.samplers import (
+    HMC,
+    MALA,
     AnnealedLangevin,
     BlockGibbs,
     DiscreteLangevin,
     Gibbs,
     GibbsWithGradients,
+    KineticLangevin,
     Langevin,
     PathAuxiliary,
     RandomFlipMetropolis,
+    RandomWalkMetropolis,
     SwendsenWang,
 )
 from ebmcore.sampling import Trace, sample
@@ -20,6 +24,8 @@ from ebmcore.types import DivergenceError, Key
 from ebmcore.warm_up import warm_up
 
 __all__ = [
+    "HMC",
+    "MALA",
     "AnnealedLangevin",
     "BlockGibbs",
     "DiscreteLangevin",
@@ -27,9 +33,11 @@ __all__ = [
     "Gibbs",
     "GibbsWithGradients",
     "Key",
+    "KineticLangevin",
     "Langevin",
     "PathAuxiliary",
     "RandomFlipMetropolis",
+    "RandomWalkMetropolis",
     "ReplayBuffer",
     "SwendsenWang",
     "Trace",

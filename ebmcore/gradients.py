@@ -55,7 +55,7 @@ def energy_and_grad(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
         x: (num_chains, *event), floating. `energy` sees a tensor that shares x's memory and must not write to it.
 
     Returns:
-        energies (num_chains,), float64 for a float64 x and float32 otherwise, and the gradient, shaped and typed as x.
+        energies (num_chains,), float64 where x or they are and float32 otherwise, and the gradient, shaped and typed as x.
 
     Raises:
         TypeError: the energies are not a floating tensor.
@@ -98,7 +98,7 @@ def evaluate(energy: EnergyFn, x: Tensor) -> Tensor:
 def _carried(value: Tensor, x: Tensor) -> Tensor:
     """`value` in the dtype that energies are carried in."""
     value = value.detach()
-    is_double = x.dtype == torch.float64 or (not x.is_floating_point() and value.dtype == torch.float64)
+    is_double = x.dtype == torch.float64 or value.dtype == torch.float64
     return value.to(torch.float64 if is_double else torch.float32)
 
 

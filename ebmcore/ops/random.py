@@ -34,6 +34,8 @@ class Stream(enum.IntEnum):
     HIDDEN = 8  # units that are no part of the state
     NOISE = 9  # perturbations of data
     LEVEL = 10  # noise levels of rows
+    JITTER = 11  # lengths of trajectories
+    MOMENTUM = 13  # of chains that start
 
 
 _ELEMENTS_PER_BLOCK = {

@@ -5,12 +5,18 @@ from ebmcore.samplers.block_gibbs import BlockGibbs
 from ebmcore.samplers.discrete_langevin import DiscreteLangevin
 from ebmcore.samplers.gibbs import Gibbs
 from ebmcore.samplers.gibbs_with_gradients import GibbsWithGradients
+from ebmcore.samplers.hmc import HMC
+from ebmcore.samplers.kinetic_langevin import KineticLangevin, KineticLangevinInfo, KineticLangevinState
 from ebmcore.samplers.langevin import Langevin, LangevinInfo, LangevinState
+from ebmcore.samplers.mala import MALA
 from ebmcore.samplers.path_auxiliary import PathAuxiliary
 from ebmcore.samplers.random_flip_metropolis import RandomFlipMetropolis
+from ebmcore.samplers.random_walk_metropolis import RandomWalkMetropolis
 from ebmcore.samplers.swendsen_wang import SwendsenWang
 
 __all__ = [
+    "HMC",
+    "MALA",
     "AnnealedLangevin",
     "AnnealedLangevinInfo",
     "AnnealedLangevinState",
@@ -18,10 +24,14 @@ __all__ = [
     "DiscreteLangevin",
     "Gibbs",
     "GibbsWithGradients",
+    "KineticLangevin",
+    "KineticLangevinInfo",
+    "KineticLangevinState",
     "Langevin",
     "LangevinInfo",
     "LangevinState",
     "PathAuxiliary",
     "RandomFlipMetropolis",
+    "RandomWalkMetropolis",
     "SwendsenWang",
 ]

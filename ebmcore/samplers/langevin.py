@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ebmcore import ops
+from ebmcore.continuous_sampler import energy_dtype, finite_rows, own, raise_if_diverged, run_unadjusted
 from ebmcore.gradients import check_state, energy_and_grad
 from ebmcore.ops.langevin import StepArguments, bounds, step_arguments, step_into
 from ebmcore.ops.registration import number
@@ -24,6 +25,7 @@ from ebmcore.types import STEP_BITS, DivergenceError, EnergyFn, Key, bounded_int
 Schedule = Callable[[int], float]
 
 _CHECK_EVERY = 32  # steps between two looks for divergence: one host sync each
+_ADVICE = "Lower step_size, clip the gradient, clamp the state, or choose on_divergence."
 _POLICIES = ("raise", "freeze", "restart")
 _PRESETS: dict[str, dict[str, Any]] = {
     "jem": {"step_size": 1.0, "noise_std": 0.01},
@@ -132,10 +134,10 @@ class Langevin:
             DivergenceError: the energy or gradient at x is not finite.
         """
         check_state(x, "Langevin.init")
-        x = _own(x)
+        x = own(x)
         key = Key.from_seed(0 if seed is None and len(x) == 0 else seed, x.device)
         value, grad = _evaluate(energy, x)
-        _raise_if_diverged([value], [grad.sum()], x, grad, first_step=0)
+        raise_if_diverged("Langevin", _ADVICE, [value], [grad.sum()], x, grad, first_step=0)
         carried = None if self.noise_first else grad
         start = (x, value, carried) if self.on_divergence == "restart" else None
         return LangevinState(x, value, carried, key, 0, torch.zeros(len(x), dtype=torch.bool, device=x.device), start)
@@ -152,7 +154,8 @@ class Langevin:
         if num_steps == 0 or len(state.x) == 0:
             return state, LangevinInfo(torch.zeros_like(state.is_diverged), num_restarts)
         if self.on_divergence == "raise":
-            x, value, grad = self._run(energy, state.x.clone(), state.energy, state.grad, state.key, state.step, num_steps)
+            run = self._run_natively(energy, state.x, state.energy, state.key, num_steps)
+            x, value, grad = run or self._run(energy, state.x.clone(), state.energy, state.grad, state.key, state.step, num_steps)
             is_diverged = torch.zeros_like(state.is_diverged)
             total = state.is_diverged
         else:
@@ -172,13 +175,16 @@ class Langevin:
         check_state(x, "Langevin")
         num_steps = bounded_int(num_steps, "num_steps", "Langevin", high=2**STEP_BITS)
         if num_steps == 0 or len(x) == 0:
-            return _own(x)
+            return own(x)
         if self.on_divergence != "raise":
             return self.advance(energy, self.init(energy, x, seed=seed), num_steps)[0].x
-        x = _own(x)
+        x = own(x)
         key = Key.from_seed(seed, x.device)
         if self.noise_first:
             return self._run(energy, x, None, None, key, 0, num_steps)[0]
+        run = self._run_natively(energy, x, None, key, num_steps)
+        if run is not None:
+            return run[0]
         value, grad = energy_and_grad(energy, x)
         return self._run(energy, x, value, grad, key, 0, num_steps, evaluate_last=False)[0]
 
@@ -213,13 +219,29 @@ class Langevin:
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The new state, and its energy and gradient; with noise_first those of the noisy point before it."""
         if self.noise_first:
-            noise = ops.normal(x.shape, key=key, stream=ops.Stream.PROPOSAL, dtype=_energy_dtype(x), device=x.device)
+            noise = ops.normal(x.shape, key=key, stream=ops.Stream.PROPOSAL, dtype=energy_dtype(x), device=x.device)
             x = (x + noise * noise_std).to(x.dtype)
             value, grad = energy_and_grad(energy, x)
             return step_into(out, x, grad, key, arguments), value, grad
         assert grad is not None
         x = step_into(out, x, grad, key, arguments)
         return (x, *energy_and_grad(energy, x)) if evaluate else (x, None, None)
+
+    def _run_natively(self, energy: EnergyFn, x: Tensor, value: Tensor | None, key: Key, num_steps: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Steps from x, which stays as it is, if the energy can take them itself. value is None at a start that is not evaluated."""
+        has_schedule = callable(self.step_size) or callable(self.noise_std)
+        if has_schedule or self.clip_grad_norm is not None or self.noise_first or not hasattr(energy, "native_dynamics"):
+            return None
+        step_size, noise_std = self._scales(0)
+        options = {"step_size": step_size, "noise_std": noise_std, "clip_grad": self.clip_grad, "clamp": self.clamp}
+        start = x.new_full((len(x),), math.nan, dtype=energy_dtype(x)) if value is None else value
+        try:
+            run = run_unadjusted(energy, "langevin", x, None, start, key, num_steps, options, "Langevin", _ADVICE)
+        except DivergenceError:
+            if value is None:
+                self.init(energy, x, seed=key)
+            raise
+        return None if run is None else (run[0], run[2], run[3])
 
     def _run(
         self,
@@ -234,7 +256,7 @@ class Langevin:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Steps in the buffer x, which is ours. value is None at a start that is not evaluated."""
         schedule = self._schedule()
-        before = torch.full((len(x),), math.nan, dtype=_energy_dtype(x), device=x.device) if value is None else value
+        before = torch.full((len(x),), math.nan, dtype=energy_dtype(x), device=x.device) if value is None else value
         for begin in range(0, num_steps, _CHECK_EVERY):
             count = min(_CHECK_EVERY, num_steps - begin)
             keys = (key.advance(begin) if begin else key).steps(count).unbind()
@@ -247,8 +269,16 @@ class Langevin:
                     values.append(new)
                     grad_sums.append(grad.sum())
             is_end = begin + count == num_steps
-            _raise_if_diverged(
-                values, grad_sums, x if is_end else None, grad, first_step=begin, num_steps=count, is_start_known=begin > 0 or value is not None
+            raise_if_diverged(
+                "Langevin",
+                _ADVICE,
+                values,
+                grad_sums,
+                x if is_end else None,
+                grad,
+                first_step=begin,
+                num_steps=count,
+                is_start_known=begin > 0 or value is not None,
             )
             before = values[-1]
         return x, before, None if self.noise_first else grad
@@ -263,9 +293,9 @@ class Langevin:
             key = state.key.advance(i).tensor
             new_x, new_value, new_grad = self._move(energy, x, grad, key, *schedule(state.step + i), None)
             assert new_value is not None
-            bad = ~(_finite_rows(new_x) & new_value.isfinite())
+            bad = ~(finite_rows(new_x) & new_value.isfinite())
             if new_grad is not None:
-                bad = bad | ~_finite_rows(new_grad)
+                bad = bad | ~finite_rows(new_grad)
             diverged = diverged | bad
             if self.on_divergence == "freeze":
                 bad = diverged | state.is_diverged
@@ -281,76 +311,7 @@ class Langevin:
         return x, value, grad, diverged, restarts
 
 
-def _own(x: Tensor) -> Tensor:
-    """A contiguous copy of x without graph, usable in autograd even where x was made in inference mode."""
-    with torch.inference_mode(False), torch.no_grad():
-        return x.detach().clone(memory_format=torch.contiguous_format)
-
-
 def _evaluate(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
     if len(x) == 0:
-        return torch.zeros(0, dtype=_energy_dtype(x), device=x.device), torch.zeros_like(x)
+        return torch.zeros(0, dtype=energy_dtype(x), device=x.device), torch.zeros_like(x)
     return energy_and_grad(energy, x)
-
-
-def _energy_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _finite_rows(x: Tensor) -> Tensor:
-    return x.isfinite().flatten(1).all(1)
-
-
-def _raise_if_diverged(
-    values: list[Tensor],
-    grad_sums: list[Tensor],
-    x: Tensor | None,
-    grad: Tensor | None,
-    *,
-    first_step: int,
-    num_steps: int = 0,
-    is_start_known: bool = True,
-) -> None:
-    """Look at the energies before and after each of some steps, at the sums of the gradients there, and at x after them.
-
-    One host sync if all is well: a finite sum has finite terms. Only if it is not finite are the terms looked at one by one.
-    """
-    energies = torch.stack(values)
-    sums = torch.stack(grad_sums)
-    total = energies[0 if is_start_known else 1 :].sum() + sums.sum()
-    if x is not None:
-        total = total + x.sum(dtype=_energy_dtype(x))
-    if math.isfinite(total.item()):
-        return
-    bad = ~energies.isfinite()
-    if not is_start_known:
-        bad[0] = False
-    is_bad_sum = (~sums.isfinite()).tolist()
-    index, last = len(values) - 1, energies[-1]
-    if bool(bad.any()):
-        index = int(bad.any(1).nonzero()[0])
-        chains, last = bad[index], energies[max(index - 1, 0)]
-    elif x is not None and not bool(_finite_rows(x).all()):
-        index, chains = num_steps, ~_finite_rows(x)
-    else:
-        chains = torch.zeros_like(bad[0]) if grad is None or not is_bad_sum[-1] else ~_finite_rows(grad)
-        is_bad_sum = []
-    if not bool(chains.any()):
-        return
-    # x is NaN a step after the gradient was, and then the energy: the sums tell that the gradient came first.
-    if 0 < index <= len(is_bad_sum) and is_bad_sum[index - 1]:
-        index, last = index - 1, energies[index - 1]
-    if index == 0:
-        last = torch.full_like(last, math.nan)
-    indices = chains.nonzero().flatten().tolist()
-    last_energies = last[chains].tolist()
-    step = first_step + index - 1
-    where = "the starting point is" if step < 0 else f"the result of step {step} is"
-    shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
-    raise DivergenceError(
-        f"Langevin: {where} not finite (x, energy or gradient) in {len(indices)} of {len(chains)} chains ({shown}; last finite energies "
-        f"{', '.join(f'{e:.6g}' for e in last_energies[:8])}). Lower step_size, clip the gradient, clamp the state, or choose on_divergence.",
-        chains=indices,
-        step=step,
-        last_energies=last_energies,
-    )
