@@ -17,6 +17,7 @@ T named(const std::string& name, const char* what, std::initializer_list<std::pa
 EnergyKind energy_kind(const std::string& name) {
     return named<EnergyKind>(name, "energy",
                              {
+                                 {"perceptron", EnergyKind::perceptron},
 #define EBM_ENERGY(name, Functor) {#name, EnergyKind::name},
 #include "../ops/energies.def"
 #undef EBM_ENERGY
@@ -32,7 +33,33 @@ DynamicsOp dynamics_op(const std::string& name) {
                               {"random_walk", &OpTable::random_walk_dynamics}});
 }
 
-// What a kernel does not use may be None.
+// (weights, biases, activations, their parameters, sign), sequences of one for each layer.
+PerceptronParams perceptron(const py::tuple& network, const TensorView& x) {
+    const char* name = "dynamics";
+    const py::sequence weights = network[0], biases = network[1], activations = network[2], parameters = network[3];
+    const int64_t num_layers = static_cast<int64_t>(py::len(weights));
+    if (x.dtype != Dtype::float32) throw py::type_error("dynamics: x must be float32 for a perceptron");
+    if (num_layers < 1 || num_layers > kMaxHiddenLayers + 1) throw py::value_error("dynamics: a perceptron has too many layers");
+    PerceptronParams p{};
+    p.num_hidden_layers = static_cast<int32_t>(num_layers - 1);
+    p.sign = network[4].cast<float>();
+    int64_t width = x.dim;
+    for (int64_t l = 0; l < num_layers; ++l) {
+        const py::object weight = weights[l], bias = biases[l];
+        const TensorView w = view(weight, name, "weight");
+        p.widths[l] = width;
+        if (w.dim != width || (l + 1 == num_layers && w.num_chains != 1)) throw py::value_error("dynamics: shapes of weights do not fit");
+        width = w.num_chains;
+        p.weights[l] = data_of<const float>(weight, Dtype::float32, kAnySize, x, name, "weight");
+        p.biases[l] = optional_data_of<const float>(bias, Dtype::float32, width, x, name, "bias");
+        if (l + 1 == num_layers) break;
+        p.activations[l] = static_cast<Activation>(activations[l].cast<int32_t>());
+        p.parameters[l] = parameters[l].cast<float>();
+    }
+    return p;
+}
+
+// What a kernel does not use may be None; `constants` of a perceptron are the tuple that `perceptron` reads.
 void dynamics(const std::string& kernel, const std::string& kind, const py::object& constants, int64_t num_components, const py::object& x,
               const py::object& momentum, const py::object& energies, const py::object& grad, const py::object& is_accepted,
               const py::object& acceptance, const py::object& num_diverged, const py::object& drift, const py::object& noise,
@@ -47,7 +74,14 @@ void dynamics(const std::string& kernel, const std::string& kind, const py::obje
     };
     const int64_t n = states.num_chains, dim = states.dim;
     DynamicsParams p{};
-    p.energy = {data(constants, kAnySize, "constants"), dim, num_components, energy_kind(kind)};
+    p.energy.dim = dim;
+    p.energy.num_components = num_components;
+    p.energy.kind = energy_kind(kind);
+    if (p.energy.kind == EnergyKind::perceptron) {
+        p.energy.perceptron = perceptron(constants, states);
+    } else {
+        p.energy.constants = data(constants, kAnySize, "constants");
+    }
     p.x = states.data;
     p.momentum = data(momentum, n * dim, "momentum");
     p.energies = data(energies, n, "energies");

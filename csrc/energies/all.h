@@ -5,5 +5,6 @@
 #include "funnel.h"
 #include "gaussian.h"
 #include "gaussian_mixture.h"
+#include "perceptron.h"
 #include "ring.h"
 #include "rosenbrock.h"

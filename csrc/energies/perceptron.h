@@ -1,55 +1,63 @@
-// The energy of a perceptron with one output, and its gradient: chains are lanes, and each weight is read where it lies, once for a block
-// of chains. Products are fused multiply-adds in one order, so that every target that has them gives the same bits.
+// The energy of a perceptron with one output, and its gradient. Each weight is read where it lies, once for the chains of M groups.
+// Products are fused multiply-adds in one order: every target that has them gives the same bits, whatever M.
 #pragma once
 
 #include "../core/activations.h"
-#include "../ops/perceptron.h"
+#include "energy.h"
 
 EBM_BEGIN
 
 #if defined(__CUDACC__)
-constexpr int kRowsAtOnce = 8;
+constexpr int kProductSums = 8;
 #elif defined(__AVX512F__)
-constexpr int kRowsAtOnce = 28;  // sums that fit into the registers beside an input
+constexpr int kProductSums = 24;  // what fits into the registers beside the inputs
 #else
-constexpr int kRowsAtOnce = 12;
+constexpr int kProductSums = 12;
 #endif
 
-// out[r] = initial[r] + Σ_k w[r · row_stride + k · stride] in[k], r < R.
-template <int R, class F>
-EBM_HD void multiply_rows(const float* w, int64_t row_stride, int64_t stride, const float* initial, const F* in, int64_t size, F* out) {
-    F sums[R];
-    EBM_UNROLL_ROWS for (int r = 0; r < R; ++r) sums[r] = initial ? F{} + initial[r] : F{};
-    for (int64_t k = 0; k < size; ++k) {
-        const F value = in[k];
-        const float* column = w + k * stride;
-        EBM_UNROLL_ROWS for (int r = 0; r < R; ++r) sums[r] = multiply_add(column[r * row_stride], value, sums[r]);
+// out[m][r] = initial[r] + Σ_k w[r · row_stride + k · stride] in[m][k], r < R.
+template <int R, int M, class V>
+EBM_HD void multiply_rows(const float* w, int64_t row_stride, int64_t stride, const float* initial, const Rows<V> (&in)[M], int64_t size,
+                          const Rows<V> (&out)[M], int64_t at) {
+    V sums[R][M];
+    EBM_UNROLL_ROWS for (int r = 0; r < R; ++r) {
+        EBM_UNROLL_ROWS for (int m = 0; m < M; ++m) sums[r][m] = initial ? V{} + initial[at + r] : V{};
     }
-    EBM_UNROLL_ROWS for (int r = 0; r < R; ++r) out[r] = sums[r];
+    w += at * row_stride;
+    for (int64_t k = 0; k < size; ++k, w += stride) {
+        V values[M];
+        EBM_UNROLL_ROWS for (int m = 0; m < M; ++m) values[m] = in[m][k];
+        EBM_UNROLL_ROWS for (int r = 0; r < R; ++r) {
+            EBM_UNROLL_ROWS for (int m = 0; m < M; ++m) sums[r][m] = multiply_add(w[r * row_stride], values[m], sums[r][m]);
+        }
+    }
+    EBM_UNROLL_ROWS for (int r = 0; r < R; ++r) { EBM_UNROLL_ROWS for (int m = 0; m < M; ++m) out[m][at + r] = sums[r][m]; }
 }
 
-template <class F>
-EBM_HD void multiply(const float* w, int64_t row_stride, int64_t stride, const float* initial, const F* in, int64_t size, F* out, int64_t rows) {
+template <int M, class V>
+EBM_HD void multiply(const float* w, int64_t row_stride, int64_t stride, const float* initial, const Rows<V> (&in)[M], int64_t size,
+                     const Rows<V> (&out)[M], int64_t rows) {
+    constexpr int kMany = kProductSums / M;
     int64_t r = 0;
-    for (; r + kRowsAtOnce <= rows; r += kRowsAtOnce)
-        multiply_rows<kRowsAtOnce>(w + r * row_stride, row_stride, stride, initial ? initial + r : nullptr, in, size, out + r);
-    for (; r + 4 <= rows; r += 4) multiply_rows<4>(w + r * row_stride, row_stride, stride, initial ? initial + r : nullptr, in, size, out + r);
-    for (; r < rows; ++r) multiply_rows<1>(w + r * row_stride, row_stride, stride, initial ? initial + r : nullptr, in, size, out + r);
+    for (; r + kMany <= rows; r += kMany) multiply_rows<kMany>(w, row_stride, stride, initial, in, size, out, r);
+    for (; r + 8 <= rows; r += 8) multiply_rows<8>(w, row_stride, stride, initial, in, size, out, r);
+    for (; r + 4 <= rows; r += 4) multiply_rows<4>(w, row_stride, stride, initial, in, size, out, r);
+    for (; r < rows; ++r) multiply_rows<1>(w, row_stride, stride, initial, in, size, out, r);
 }
 
 // h = a(z) in place of z, and slopes = a'(z).
-template <class F, class Function>
-EBM_HD void activate(const Function& function, F* z, F* slopes, int64_t width) {
+template <class V, class Function>
+EBM_HD void activate(const Function& function, Rows<V> z, Rows<V> slopes, int64_t width) {
     for (int64_t j = 0; j < width; ++j) {
-        F d[kDerivatives];
+        V d[kDerivatives];
         function(z[j], d);
         z[j] = d[0];
         slopes[j] = d[1];
     }
 }
 
-template <class F>
-EBM_HD void activate(Activation activation, float parameter, F* z, F* slopes, int64_t width) {
+template <class V>
+EBM_HD void activate(Activation activation, float parameter, Rows<V> z, Rows<V> slopes, int64_t width) {
     switch (activation) {
         case Activation::sigmoid: return activate(SigmoidDerivatives{}, z, slopes, width);
         case Activation::softplus: return activate(SoftplusDerivatives{}, z, slopes, width);
@@ -62,41 +70,52 @@ EBM_HD void activate(Activation activation, float parameter, F* z, F* slopes, in
     }
 }
 
-// Numbers of type F that `perceptron_energy` needs beside x and its gradient.
-inline int64_t perceptron_scratch(const PerceptronParams& p) {
-    int64_t sum = 0;
-    for (int l = 1; l <= p.num_hidden_layers; ++l) sum += 2 * p.widths[l];
-    return sum;
-}
-
-// E and ∇E at x (widths[0],); grad likewise.
-template <class F>
-EBM_HD F perceptron_energy(const PerceptronParams& p, const F* x, F* grad, F* scratch) {
-    const F* h = x;
-    F* slopes = scratch;
-    for (int l = 0; l < p.num_hidden_layers; ++l) {
-        const int64_t width = p.widths[l + 1];
-        F* z = slopes + width;
-        multiply(p.weights[l], p.widths[l], int64_t(1), p.biases[l], h, p.widths[l], z, width);
-        activate(p.activations[l], p.parameters[l], z, slopes, width);
-        h = z;
-        slopes = z + width;
-    }
+// Of M groups of chains. `work` has room for M times the network's num_numbers.
+template <bool kEnergy, bool kGrad, int M, class V>
+EBM_HD void evaluate_perceptron(const PerceptronParams& p, const Rows<V> (&x)[M], const Rows<V> (&grad)[M], Rows<V> work,
+                                LaneSum<V>* energy) {
     const int last = p.num_hidden_layers;
-    F energy;
-    multiply_rows<1>(p.weights[last], p.widths[last], int64_t(1), p.biases[last], h, p.widths[last], &energy);
-    // The hidden layers' places, last first, take u = ∂E/∂h and then ∂E/∂z.
-    F* u = last == 0 ? grad : slopes - p.widths[last];
-    for (int64_t k = 0; k < p.widths[last]; ++k) u[k] = F{} + p.weights[last][k] * p.sign;
-    for (int l = last; l > 0; --l) {
-        const int64_t width = p.widths[l], width_below = p.widths[l - 1];
-        const F* slope = u - width;
-        for (int64_t k = 0; k < width; ++k) u[k] = u[k] * slope[k];
-        F* below = l == 1 ? grad : u - width - width_below;
-        multiply(p.weights[l - 1], int64_t(1), width_below, nullptr, u, width, below, width_below);
-        u = below;
+    // Of each hidden layer a row of slopes and one of values; the values' rows take ∂E/∂h on the way back.
+    Rows<V> h[M], u[M];
+    int64_t begin[kMaxHiddenLayers + 2] = {};
+    for (int l = 0; l < last; ++l) begin[l + 1] = begin[l] + 2 * M * p.widths[l + 1];
+    const auto place = [&](int l, int m, int row) { return work.from(begin[l - 1] + (2 * m + row) * p.widths[l]); };
+    for (int m = 0; m < M; ++m) h[m] = x[m];
+    for (int l = 0; l < last; ++l) {
+        const int64_t width = p.widths[l + 1];
+        Rows<V> z[M];
+        for (int m = 0; m < M; ++m) z[m] = place(l + 1, m, 1);
+        multiply(p.weights[l], p.widths[l], int64_t(1), p.biases[l], h, p.widths[l], z, width);
+        for (int m = 0; m < M; ++m) {
+            activate(p.activations[l], p.parameters[l], z[m], place(l + 1, m, 0), width);
+            h[m] = z[m];
+        }
     }
-    return energy * p.sign;
+    const float* weight = p.weights[last];
+    const int64_t width = p.widths[last];
+    if (kEnergy) {
+        for (int m = 0; m < M; ++m) {
+            V sum = p.biases[last] ? V{} + p.biases[last][0] : V{};
+            for (int64_t k = 0; k < width; ++k) sum = multiply_add(weight[k], h[m][k], sum);
+            energy[m] = LaneSum<V>();
+            energy[m].add(sum * p.sign);
+        }
+    }
+    if (!kGrad) return;
+    for (int m = 0; m < M; ++m) {
+        u[m] = last == 0 ? grad[m] : place(last, m, 1);
+        for (int64_t k = 0; k < width; ++k) u[m][k] = V{} + weight[k] * p.sign;
+    }
+    for (int l = last; l > 0; --l) {
+        Rows<V> below[M];
+        for (int m = 0; m < M; ++m) {
+            const Rows<V> slopes = place(l, m, 0);
+            for (int64_t k = 0; k < p.widths[l]; ++k) u[m][k] = u[m][k] * slopes[k];
+            below[m] = l == 1 ? grad[m] : place(l - 1, m, 1);
+        }
+        multiply(p.weights[l - 1], int64_t(1), p.widths[l - 1], static_cast<const float*>(nullptr), u, p.widths[l], below, p.widths[l - 1]);
+        for (int m = 0; m < M; ++m) u[m] = below[m];
+    }
 }
 
 EBM_END

@@ -30,9 +30,24 @@ EBM_HD void evaluate_with(const Functor& functor, const EnergyParams& p, int cou
     }
 }
 
+// Two groups together: their products read each weight once.
+template <bool kEnergy, bool kGrad>
+EBM_HD void evaluate_network(const EnergyParams& p, int count, Rows<F32> x, Rows<F32> grad, Rows<F32> work, LaneSum<F32>* energy) {
+    const auto part = [&](Rows<F32> rows, int g) { return kGrad ? rows.from(g * p.dim) : rows; };
+    int g = 0;
+    for (; g + 2 <= count; g += 2) {
+        evaluate_perceptron<kEnergy, kGrad, 2, F32>(p.perceptron, {x.from(g * p.dim), x.from((g + 1) * p.dim)},
+                                                    {part(grad, g), part(grad, g + 1)}, work, energy + g);
+    }
+    if (g < count) evaluate_perceptron<kEnergy, kGrad, 1, F32>(p.perceptron, {x.from(g * p.dim)}, {part(grad, g)}, work, energy + g);
+}
+template <bool kEnergy, bool kGrad>
+EBM_HD void evaluate_network(const EnergyParams&, int, Rows<F64>, Rows<F64>, Rows<F64>, LaneSum<F64>*) {}
+
 template <class C, bool kEnergy, bool kGrad, class V>
 EBM_CALL void evaluate(const EnergyParams& p, int count, Rows<V> x, Rows<V> grad, Rows<V> work, LaneSum<V>* energy) {
     switch (p.kind) {
+        case EnergyKind::perceptron: return evaluate_network<kEnergy, kGrad>(p, count, x, grad, work, energy);
 #define EBM_ENERGY(name, Functor) \
     case EnergyKind::name: return evaluate_with<kEnergy, kGrad>(Functor<C>(p), p, count, x, grad, work, energy);
 #include "../ops/energies.def"

@@ -10,7 +10,7 @@ constexpr int kMaxHiddenLayers = 8;
 struct PerceptronParams {
     const float* weights[kMaxHiddenLayers + 1];  // (widths[l + 1], widths[l]), contiguous
     const float* biases[kMaxHiddenLayers + 1];   // (widths[l + 1],), or null for 0
-    int64_t widths[kMaxHiddenLayers + 2];        // of x, of each hidden layer, 1
+    int64_t widths[kMaxHiddenLayers + 1];        // of x and of each hidden layer
     Activation activations[kMaxHiddenLayers];
     float parameters[kMaxHiddenLayers];  // alpha of ELU, slope of leaky ReLU below 0
     int32_t num_hidden_layers;

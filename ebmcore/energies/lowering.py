@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from ebmcore.ops.dynamics import DynamicsRun
 from ebmcore.perceptron import Perceptron
 
 _ACTIVATIONS = (nn.ELU, nn.GELU, nn.LeakyReLU, nn.ReLU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Tanh)
@@ -52,6 +53,10 @@ class LoweredEnergy(nn.Module):
     def as_perceptron(self) -> Perceptron | None:
         """What `trace` and the losses take formulas from; None of the negative of a perceptron."""
         return self._perceptron() if self._sign > 0 else None
+
+    def native_dynamics(self, kernel: str, x: Tensor, momentum: Tensor | None, key: Tensor, num_steps: int, **options: Any) -> DynamicsRun | None:
+        """Whole chains by `Perceptron.native_dynamics`."""
+        return self._perceptron().native_dynamics(kernel, x, momentum, key, num_steps, sign=self._sign, **options)
 
     def _perceptron(self) -> Perceptron:
         return Perceptron(self, self._linears, self._activations, is_energy=True)

@@ -14,6 +14,7 @@ Status run_chains_of(const DynamicsParams& p) {
     const int64_t row = numbers * static_cast<int64_t>(sizeof(typename L::V));
     const int64_t num_groups = (p.num_chains + L::kWidth - 1) / L::kWidth, fit = kScratchAim / row;
     int64_t per_item = fit < 1 ? 1 : fit < kMostGroups ? fit : kMostGroups;
+    if (p.energy.kind == EnergyKind::perceptron && kLanes > 1) per_item = 2;  // what its products take together
     if (num_groups < per_item) per_item = num_groups;
     const int64_t steps = p.num_steps * (p.num_leapfrog > 1 ? p.num_leapfrog : 1);
     const int64_t work = per_item * steps * (p.energy.dim * (p.energy.num_components + 1) * 10 + 20);  // ns, about
