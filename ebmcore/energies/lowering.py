@@ -55,7 +55,9 @@ class LoweredEnergy(nn.Module):
         return self._perceptron() if self._sign > 0 else None
 
     def native_dynamics(self, kernel: str, x: Tensor, momentum: Tensor | None, key: Tensor, num_steps: int, **options: Any) -> DynamicsRun | None:
-        """Whole chains by `Perceptron.native_dynamics`."""
+        """Whole chains by `Perceptron.native_dynamics`; None, and nothing done, where a hook has a say."""
+        if any(module._forward_hooks or module._forward_pre_hooks for module in self.modules()):
+            return None
         return self._perceptron().native_dynamics(kernel, x, momentum, key, num_steps, sign=self._sign, **options)
 
     def _perceptron(self) -> Perceptron:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ebmcore.ops.dynamics import DynamicsRun
-from ebmcore.perceptron import Perceptron, perceptron_from
+from ebmcore.perceptron import Perceptron, perceptron_from, perceptron_of
 from ebmcore.types import bounded_int, bounded_ints
 
 Activation = Callable[[], nn.Module]
@@ -55,8 +55,8 @@ class MLP(nn.Module):
         return perceptron_from(self, self.layers, is_energy=True) if type(self).forward is MLP.forward else None
 
     def native_dynamics(self, kernel: str, x: Tensor, momentum: Tensor | None, key: Tensor, num_steps: int, **options: Any) -> DynamicsRun | None:
-        """Whole chains by `Perceptron.native_dynamics`; None, and nothing done, where a subclass computes something else."""
-        perceptron = self.as_perceptron()
+        """Whole chains by `Perceptron.native_dynamics`; None, and nothing done, where a subclass or a hook computes something else."""
+        perceptron = perceptron_of(self)
         return None if perceptron is None else perceptron.native_dynamics(kernel, x, momentum, key, num_steps, **options)
 
 
