@@ -162,4 +162,4 @@ def _is_column(node: fx.Node) -> bool:
     if node.target is not operator.getitem:
         return False
     index = node.args[1]
-    return isinstance(index, tuple) and len(index) == 2 and index[1] == 0 and index[0] in (slice(None), Ellipsis)
+    return bool(isinstance(index, tuple) and len(index) == 2 and index[1] == 0 and index[0] in (slice(None), Ellipsis))
