@@ -23,6 +23,7 @@ _NATIVE: dict[type[nn.Module], str] = {nn.SiLU: "silu", nn.Tanh: "tanh", nn.Soft
 _ELEMENTWISE = (nn.CELU, nn.ELU, nn.GELU, nn.LeakyReLU, nn.Mish, nn.SELU, nn.Softplus, nn.Softsign)
 _IN_CHAINS = ("sigmoid", "softplus", "silu", "tanh", "relu", "gelu", "elu", "leaky_relu")  # by their numbers in csrc/ops/activations.h
 _FEW_ROWS, _MANY_WEIGHTS = 256, 2**16
+_FEW_CHAINS = 3  # that native chains take one by one, with units in lanes in place of chains
 _MAX_HIDDEN_LAYERS = 8  # of native chains
 _MAX_ELEMENTS = 2**22  # of a layer's tangents when every column of a Jacobian is wanted
 
@@ -94,8 +95,10 @@ class Perceptron:
             return None
         weights = [weight.detach() for weight in self.weights]
         biases = [None if bias is None else bias.detach() for bias in self.biases]
-        network = (weights, biases, *zip(*activations, strict=True), sign) if activations else (weights, biases, (), (), sign)
-        num_numbers = 2 * sum(len(weight) for weight in weights[:-1]) * (1 if x.is_cuda else 2)
+        is_few = len(x) <= _FEW_CHAINS and not x.is_cuda
+        transposed = [weight.t().contiguous() for weight in weights[:-1]] if is_few else []
+        network = (weights, transposed, biases, *(zip(*activations, strict=True) if activations else ((), ())), sign)
+        num_numbers = 2 * sum(len(weight) for weight in weights[:-1]) * (1 if x.is_cuda else 2) + 2 * self.num_inputs * is_few
         return run_dynamics(kernel, NativeEnergy("perceptron", network, num_numbers), x, momentum, key, num_steps, **options)
 
     def forward(self, x: Tensor, num_derivatives: int = 1) -> Layers:

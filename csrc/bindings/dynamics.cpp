@@ -33,16 +33,17 @@ DynamicsOp dynamics_op(const std::string& name) {
                               {"random_walk", &OpTable::random_walk_dynamics}});
 }
 
-// (weights, biases, activations, their parameters, sign), sequences of one for each layer.
+// (weights, transposed ones or nothing, biases, activations, their parameters, sign), sequences of one for each layer.
 PerceptronParams perceptron(const py::tuple& network, const TensorView& x) {
     const char* name = "dynamics";
-    const py::sequence weights = network[0], biases = network[1], activations = network[2], parameters = network[3];
+    const py::sequence weights = network[0], transposed = network[1], biases = network[2], activations = network[3],
+                       parameters = network[4];
     const int64_t num_layers = static_cast<int64_t>(py::len(weights));
     if (x.dtype != Dtype::float32) throw py::type_error("dynamics: x must be float32 for a perceptron");
     if (num_layers < 1 || num_layers > kMaxHiddenLayers + 1) throw py::value_error("dynamics: a perceptron has too many layers");
     PerceptronParams p{};
     p.num_hidden_layers = static_cast<int32_t>(num_layers - 1);
-    p.sign = network[4].cast<float>();
+    p.sign = network[5].cast<float>();
     int64_t width = x.dim;
     for (int64_t l = 0; l < num_layers; ++l) {
         const py::object weight = weights[l], bias = biases[l];
@@ -53,6 +54,9 @@ PerceptronParams perceptron(const py::tuple& network, const TensorView& x) {
         p.weights[l] = data_of<const float>(weight, Dtype::float32, kAnySize, x, name, "weight");
         p.biases[l] = optional_data_of<const float>(bias, Dtype::float32, width, x, name, "bias");
         if (l + 1 == num_layers) break;
+        if (py::len(transposed) > 0) {
+            p.transposed[l] = data_of<const float>(transposed[l], Dtype::float32, w.numel(), x, name, "transposed");
+        }
         p.activations[l] = static_cast<Activation>(activations[l].cast<int32_t>());
         p.parameters[l] = parameters[l].cast<float>();
     }
@@ -75,6 +79,7 @@ void dynamics(const std::string& kernel, const std::string& kind, const py::obje
     const int64_t n = states.num_chains, dim = states.dim;
     DynamicsParams p{};
     p.energy.dim = dim;
+    p.energy.num_chains = n;
     p.energy.num_components = num_components;
     p.energy.kind = energy_kind(kind);
     if (p.energy.kind == EnergyKind::perceptron) {

@@ -45,6 +45,37 @@ EBM_HD void multiply(const float* w, int64_t row_stride, int64_t stride, const f
     for (; r < rows; ++r) multiply_rows<1>(w, row_stride, stride, initial, in, size, out, r);
 }
 
+#if !defined(__CUDACC__)
+
+// out[j] = initial[j] + Σ_k w[k · columns + j] in[k] with j in the lanes of R vectors, of which the last may be cut short.
+template <int R>
+EBM_HD void multiply_columns(const float* w, const float* initial, const float* in, int64_t size, float* out, int64_t columns, int64_t at) {
+    const int64_t left = columns - at - (R - 1) * kLanes;
+    const int some = left < kLanes ? static_cast<int>(left) : 0;
+    const auto read = [&](const float* from, int r) { return some && r == R - 1 ? load_some(from, some) : load<F32>(from); };
+    F32 sums[R];
+    EBM_UNROLL_ROWS for (int r = 0; r < R; ++r) sums[r] = initial ? read(initial + at + r * kLanes, r) : F32{};
+    w += at;
+    for (int64_t k = 0; k < size; ++k, w += columns) {
+        EBM_UNROLL_ROWS for (int r = 0; r < R; ++r) sums[r] = multiply_add(in[k], read(w + r * kLanes, r), sums[r]);
+    }
+    EBM_UNROLL_ROWS for (int r = 0; r < R; ++r) {
+        if (some && r == R - 1) {
+            store_some(out + at + r * kLanes, sums[r], some);
+        } else {
+            store(out + at + r * kLanes, sums[r]);
+        }
+    }
+}
+
+EBM_HD void multiply_columns(const float* w, const float* initial, const float* in, int64_t size, float* out, int64_t columns) {
+    int64_t at = 0;
+    for (; at + 8 * kLanes <= columns; at += 8 * kLanes) multiply_columns<8>(w, initial, in, size, out, columns, at);
+    for (; at < columns; at += kLanes) multiply_columns<1>(w, initial, in, size, out, columns, at);
+}
+
+#endif
+
 // h = a(z) in place of z, and slopes = a'(z).
 template <class V, class Function>
 EBM_HD void activate(const Function& function, Rows<V> z, Rows<V> slopes, int64_t width) {
@@ -117,5 +148,48 @@ EBM_HD void evaluate_perceptron(const PerceptronParams& p, const Rows<V> (&x)[M]
         for (int m = 0; m < M; ++m) u[m] = below[m];
     }
 }
+
+#if !defined(__CUDACC__)
+
+// Of one chain, with units in lanes: to the same bits. x and grad are (widths[0],); `work` has room for the network's num_numbers and a
+// vector more.
+template <bool kEnergy, bool kGrad>
+EBM_HD float evaluate_perceptron(const PerceptronParams& p, const float* x, float* grad, float* work) {
+    const int last = p.num_hidden_layers;
+    float* values[kMaxHiddenLayers + 1];
+    float* slopes[kMaxHiddenLayers + 1];
+    const float* h = x;
+    for (int l = 0; l < last; ++l) {
+        const int64_t width = p.widths[l + 1], padded = (width + kLanes - 1) / kLanes * kLanes;
+        values[l + 1] = work;
+        slopes[l + 1] = work + padded;
+        work += 2 * padded;
+        for (int64_t j = width; j < padded; ++j) values[l + 1][j] = 0.0f;
+        multiply_columns(p.transposed[l], p.biases[l], h, p.widths[l], values[l + 1], width);
+        const Rows<F32> z{reinterpret_cast<F32*>(values[l + 1]), 1}, slope{reinterpret_cast<F32*>(slopes[l + 1]), 1};
+        activate(p.activations[l], p.parameters[l], z, slope, padded / kLanes);
+        h = values[l + 1];
+    }
+    float energy = 0.0f;
+    const float* weight = p.weights[last];
+    const int64_t width = p.widths[last];
+    if (kEnergy) {
+        F32 sum = p.biases[last] ? F32{} + p.biases[last][0] : F32{};
+        for (int64_t k = 0; k < width; ++k) sum = multiply_add(weight[k], F32{} + h[k], sum);
+        energy = sum[0] * p.sign;
+    }
+    if (!kGrad) return energy;
+    float* u = last == 0 ? grad : values[last];
+    for (int64_t k = 0; k < width; ++k) u[k] = weight[k] * p.sign;
+    for (int l = last; l > 0; --l) {
+        for (int64_t k = 0; k < p.widths[l]; ++k) u[k] *= slopes[l][k];
+        float* below = l == 1 ? grad : values[l - 1];
+        multiply_columns(p.weights[l - 1], nullptr, u, p.widths[l], below, p.widths[l - 1]);
+        u = below;
+    }
+    return energy;
+}
+
+#endif
 
 EBM_END

@@ -33,6 +33,24 @@ EBM_HD void evaluate_with(const Functor& functor, const EnergyParams& p, int cou
 // Two groups together: their products read each weight once.
 template <bool kEnergy, bool kGrad>
 EBM_HD void evaluate_network(const EnergyParams& p, int count, Rows<F32> x, Rows<F32> grad, Rows<F32> work, LaneSum<F32>* energy) {
+#if !defined(__CUDACC__)
+    if (p.perceptron.transposed[0]) {
+        float* scratch = reinterpret_cast<float*>(&work[0]);
+        float *at = scratch, *slope = scratch + (p.dim + kLanes - 1) / kLanes * kLanes;
+        float* rest = slope + (p.dim + kLanes - 1) / kLanes * kLanes;
+        F32 values = F32{};
+        for (int lane = 0; lane < p.num_chains; ++lane) {
+            for (int64_t e = 0; e < p.dim; ++e) at[e] = x[e][lane];
+            values[lane] = evaluate_perceptron<kEnergy, kGrad>(p.perceptron, at, slope, rest);
+            for (int64_t e = 0; kGrad && e < p.dim; ++e) grad[e][lane] = slope[e];
+        }
+        if (kEnergy) {
+            energy[0] = LaneSum<F32>();
+            energy[0].add(values);
+        }
+        return;
+    }
+#endif
     const auto part = [&](Rows<F32> rows, int g) { return kGrad ? rows.from(g * p.dim) : rows; };
     int g = 0;
     for (; g + 2 <= count; g += 2) {

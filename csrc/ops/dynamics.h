@@ -17,6 +17,7 @@ struct EnergyParams {
     const void* constants;
     int64_t dim;
     int64_t num_components;  // of sums; else 0
+    int64_t num_chains;      // of the call
     EnergyKind kind;
     PerceptronParams perceptron;  // float32 alone
 };

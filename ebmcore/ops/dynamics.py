@@ -21,7 +21,7 @@ class NativeEnergy(NamedTuple):
     Attributes:
         kind: its name in csrc/ops/energies.def.
         constants: as they are written at its functor in csrc/energies, in the chains' dtype, on their device; of a "perceptron" the tuple
-            (weights, biases, activations, their parameters, sign).
+            (weights, transposed ones or nothing, biases, activations, their parameters, sign).
         num_components: of sums; else 0.
     """
 

@@ -199,6 +199,19 @@ def test_batches_split_and_steps_go_on(device, sampler):
     assert_same_bits(state.x, whole)
 
 
+@pytest.mark.parametrize("widths", [(2, 128, 128, 1), (37, 3, 1), (5, 41, 18, 1)])
+def test_a_few_chains_have_the_bits_of_many(widths):
+    energy, x = lower(network(widths, nn.Tanh())), states(9, widths[0])
+    for sampler in (Langevin(0.02), MALA(0.2)):
+        whole = sampler(energy, x, 4, seed=KEY)
+        for n in (1, 2, 3):
+            parts = [sampler(energy, x[i : i + n], 4, seed=KEY.shard(i)) for i in range(0, 9, n)]
+            assert_same_bits(torch.cat(parts)[:9], whole)
+    some, many = run(energy, x[:1], 3), run(energy, x, 3)
+    assert_same_bits(some[1].energy, many[1].energy[:1])
+    assert_same_bits(some[1].grad, many[1].grad[:1])
+
+
 def test_samplers_run_lowered_energies_natively(monkeypatch):
     energy, x = lower(network((11, 24, 1))), states(6, 11)
     calls = []
