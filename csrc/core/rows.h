@@ -1,5 +1,5 @@
-// The numbers of chains that run in lanes, element by element: side by side on the CPU, where V is a vector of one element of kLanes chains;
-// on CUDA those of one thread lie `stride` apart, so that neighbouring threads read neighbouring memory.
+// The numbers of chains that run in lanes, element by element: side by side on the CPU, where V is a vector of one element of kLanes
+// chains; on CUDA those of one thread lie `stride` apart, so that neighbouring threads read neighbouring memory.
 #pragma once
 
 #include "lanes.h"

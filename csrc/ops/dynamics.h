@@ -21,16 +21,16 @@ struct EnergyParams {
 // num_steps steps of a chain for each row of x, in one call. A number of this struct that a sampler does not use is not read.
 struct DynamicsParams {
     EnergyParams energy;
-    void* x;                 // (num_chains, dim), float32 or float64, changed in place
-    void* momentum;          // kinetic Langevin: as x
-    void* energies;          // (num_chains,) in the dtype of x, written: E at the end
-    void* grad;              // as x, written: ∇E at the end; null: not wanted
-    uint8_t* is_accepted;    // (num_chains,), written: the last step
-    double* acceptance;      // (num_chains,), written: summed over the steps
-    int64_t* num_diverged;   // (num_chains,), written: proposals that were not finite
-    const void* drift;       // (dim,) in the dtype of x: what a sampler multiplies ∇E by, or momenta
-    const void* noise;       // (dim,) in the dtype of x: what it multiplies normals by
-    const int64_t* key;      // [seed, step, first_chain] of the first step
+    void* x;                // (num_chains, dim), float32 or float64, changed in place
+    void* momentum;         // kinetic Langevin: as x
+    void* energies;         // (num_chains,) in the dtype of x, written: E at the end
+    void* grad;             // as x, written: ∇E at the end; null: not wanted
+    uint8_t* is_accepted;   // (num_chains,), written: the last step
+    double* acceptance;     // (num_chains,), written: summed over the steps
+    int64_t* num_diverged;  // (num_chains,), written: proposals that were not finite
+    const void* drift;      // (dim,) in the dtype of x: what a sampler multiplies ∇E by, or momenta
+    const void* noise;      // (dim,) in the dtype of x: what it multiplies normals by
+    const int64_t* key;     // [seed, step, first_chain] of the first step
     int64_t num_chains;
     int64_t num_steps;
     int64_t num_leapfrog;
