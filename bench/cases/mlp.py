@@ -136,7 +136,12 @@ def _torchebm(inputs: Inputs) -> Part:
             return energies
 
     sampler = samplers.LangevinDynamics(Model().to(inputs.x.device), step_size=STEP_SIZE, noise_scale=1.0, device=inputs.x.device)
-    return Part(lambda i: sampler.sample(x=inputs.x.clone(), n_steps=RIVAL_STEPS), RIVAL_STEPS / NUM_STEPS)
+
+    def steps(i: int) -> Tensor:
+        states: Tensor = sampler.sample(x=inputs.x.clone(), n_steps=RIVAL_STEPS)
+        return states
+
+    return Part(steps, RIVAL_STEPS / NUM_STEPS)
 
 
 CASE = Case(

@@ -25,7 +25,7 @@ struct ChainLanes<double> {
 template <>
 struct ChainLanes<float> {
     using V = F32;
-    static constexpr int kWidth = kLanes, kParts = 2, kAtOnce = 2;
+    static constexpr int kWidth = kLanes, kParts = 2, kAtOnce = kLanes == 16 ? 4 : 2;
 };
 template <>
 struct ChainLanes<double> {
@@ -84,40 +84,43 @@ public:
     }
 
 private:
-    // The first kValues values of each of the first `blocks` blocks.
+    // The first kValues values of each of the first `blocks` blocks; of a part of a block there is only one.
     template <class Draw, int kValues>
 #if !defined(__CUDACC__)
     __attribute__((noinline))
 #else
     EBM_HD
 #endif
-    void
-    draw(int64_t step, uint32_t stream, int count, int64_t blocks, int64_t row, Rows<V> out) const {
+    void draw(int64_t step, uint32_t stream, int count, int64_t blocks, int64_t row, Rows<V> out) const {
         constexpr int N = L::kAtOnce;
         const uint64_t at = first_step_ + static_cast<uint64_t>(step);
         PhiloxRow<U64> constants[N * kParts];
-        for (int g = 0; g < count; ++g) {
-            if (blocks > 1) {
-                constants_of(at, stream, g, constants);
-                EBM_UNROLL for (int i = kParts; i < N * kParts; ++i)
-                    constants[i] = constants[i - kParts];
-                int64_t b = 0;
-                for (; b + N <= blocks; b += N) emit<Draw, kValues, N>(constants, b, 1, out, g * row + b * kValues, kValues);
-                for (; b < blocks; ++b) emit<Draw, kValues, 1>(constants, b, 1, out, g * row + b * kValues, kValues);
-            } else if (g + N <= count) {
+        if (count >= N) {  // the same block of N groups; the last N may have been drawn before
+            for (int next = 0; next < count; next += N) {
+                const int g = next + N <= count ? next : count - N;
                 EBM_UNROLL for (int i = 0; i < N; ++i)
                     constants_of(at, stream, g + i, constants + i * kParts);
-                emit<Draw, kValues, N>(constants, 0, 0, out, g * row, row);
-                g += N - 1;
-            } else {
-                constants_of(at, stream, g, constants);
-                emit<Draw, kValues, 1>(constants, 0, 0, out, g * row, row);
+                for (int64_t b = 0; b < blocks; ++b) emit<Draw, kValues, N>(constants, b, 0, out, g * row + b * kValues, row);
+            }
+            return;
+        }
+        for (int g = 0; g < count; ++g) {
+            constants_of(at, stream, g, constants);
+            if (blocks < N) {
+                for (int64_t b = 0; b < blocks; ++b) emit<Draw, kValues, 1>(constants, b, 0, out, g * row + b * kValues, 0);
+                continue;
+            }
+            EBM_UNROLL for (int i = kParts; i < N * kParts; ++i)
+                constants[i] = constants[i - kParts];
+            for (int64_t next = 0; next < blocks; next += N) {
+                const int64_t b = next + N <= blocks ? next : blocks - N;
+                emit<Draw, kValues, N>(constants, b, 1, out, g * row + b * kValues, kValues);
             }
         }
     }
 
     EBM_HD void constants_of(uint64_t step, uint32_t stream, int group, PhiloxRow<U64>* rows) const {
-        constexpr int kWords = L::kWidth / kParts;  // 64-bit lanes of a part
+        constexpr int kWords = L::kWidth / kParts;              // 64-bit lanes of a part
         EBM_UNROLL for (int part = 0; part < kParts; ++part) {  // the lanes that `merge` takes from each
             uint64_t offsets[kWords];
             EBM_UNROLL for (int i = 0; i < kWords; ++i)
@@ -135,7 +138,7 @@ private:
         U64 c0[N * kParts], words[N * kParts][4];
         PhiloxRow<U64> rows[N * kParts];
         EBM_UNROLL for (int i = 0; i < N * kParts; ++i) {
-            c0[i] = U64{} + static_cast<uint64_t>(first_block + i / kParts * block_step);
+            c0[i] = kValues < kBlockSize<C> ? U64{} : U64{} + static_cast<uint64_t>(first_block + i / kParts * block_step);  // one block
             rows[i] = constants[i];
         }
         philox4x32<N * kParts>(c0, rows, key_, words);

@@ -95,9 +95,7 @@ public:
           first(item * per_item * L::kWidth),
           count(groups_left(per_item)),
           draws(p.key, first) {
-        const int64_t stride = kLanes == 1 ? p.num_chains : 1;
-        V* at = kLanes == 1 ? static_cast<V*>(p.workspace) + item : static_cast<V*>(scratch);
-        free_ = {at, stride};
+        free_ = kLanes == 1 ? Rows<V>{static_cast<V*>(p.workspace) + item, p.num_chains} : Rows<V>{static_cast<V*>(scratch), 1};
         work = take(p.energy.num_components);
         x = take(count * dim);
         grad = take(count * dim);
