@@ -113,7 +113,7 @@ def _compiled(inputs: Inputs) -> Part:
     step_grad = torch.compile(torch.func.grad(energy), dynamic=False)
 
     def steps(i: int) -> Tensor:
-        x = inputs.x
+        x: Tensor = inputs.x
         for _ in range(RIVAL_STEPS):
             x = x - STEP_SIZE * step_grad(x).detach() + NOISE_STD * torch.randn_like(x)
         return x
