@@ -1,6 +1,7 @@
 """ebmcore: native-accelerated sampling for energy-based models in PyTorch."""
 
-from ebmcore import energies, evaluation, losses, networks, ops, trace, training
+from ebmcore import energies, evaluation, losses, networks, ops, testing, trace, training
+from ebmcore.energies import lower
 from ebmcore.ops import get_num_threads, info, set_num_threads
 from ebmcore.ops import version as __version__
 from ebmcore.samplers import (
@@ -13,6 +14,7 @@ from ebmcore.samplers import (
     GibbsWithGradients,
     KineticLangevin,
     Langevin,
+    ParallelTempering,
     PathAuxiliary,
     RandomFlipMetropolis,
     RandomWalkMetropolis,
@@ -35,6 +37,7 @@ __all__ = [
     "Key",
     "KineticLangevin",
     "Langevin",
+    "ParallelTempering",
     "PathAuxiliary",
     "RandomFlipMetropolis",
     "RandomWalkMetropolis",
@@ -47,10 +50,12 @@ __all__ = [
     "get_num_threads",
     "info",
     "losses",
+    "lower",
     "networks",
     "ops",
     "sample",
     "set_num_threads",
+    "testing",
     "trace",
     "training",
     "warm_up",

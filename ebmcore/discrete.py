@@ -6,11 +6,12 @@ An energy says its alphabet by an attribute `alphabet`; one without it is of {0,
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ebmcore.gradients import energy_and_grad, evaluate
 from ebmcore.types import Alphabet, DivergenceError, EnergyFn, Key
@@ -125,6 +126,14 @@ def encode(x: Tensor, alphabet: Alphabet) -> Tensor:
 def decode(states: Tensor, like: Tensor) -> Tensor:
     """Encoded `states` in the dtype of `like`."""
     return states if states.dtype == like.dtype else states.to(like.dtype)
+
+
+def scaled_copy(energy: Any, factor: float) -> Any:
+    """The module `energy`, whose parameters E is linear in, with `factor` times their present values, detached; all else is shared."""
+    other = copy.copy(energy)
+    parameters = energy._parameters.items()
+    other._parameters = {name: None if p is None else nn.Parameter(p.detach() * factor, requires_grad=False) for name, p in parameters}
+    return other
 
 
 def start_energy(energy: EnergyFn, states: Tensor, caller: str) -> Tensor:

@@ -28,15 +28,15 @@ def check_state(x: Tensor, caller: str) -> None:
 def as_energy(model: Any) -> Callable[..., Tensor]:
     """The energy -log p(x) of anything with a `log_prob` (a torch.distributions object, a flow), summed over what log_prob leaves of the event.
 
-    Any other callable is returned as it is.
+    Further arguments of the energy go to log_prob. Any other callable is returned as it is.
 
     Raises:
         TypeError: neither.
     """
     if hasattr(model, "log_prob"):
 
-        def energy(x: Tensor) -> Tensor:
-            log_p: Tensor = model.log_prob(x)
+        def energy(x: Tensor, *given: Any) -> Tensor:
+            log_p: Tensor = model.log_prob(x, *given)
             return -log_p.flatten(1).sum(1) if log_p.dim() > 1 else -log_p
 
         return energy
@@ -48,7 +48,8 @@ def as_energy(model: Any) -> Callable[..., Tensor]:
 def energy_and_grad(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
     """Energies and their gradient in x, one evaluation.
 
-    Works under no_grad and inference_mode; the graph of x, the parameters' .grad and torch's modes are as before.
+    Works under no_grad and inference_mode; the graph of x, the parameters' .grad and torch's modes are as before. An energy whose class has a
+    method `energy_and_grad` is asked for both by it, and autograd is not called.
 
     Args:
         energy: (num_chains, *event) -> (num_chains,). It runs in the train/eval mode and autocast that the caller set.
@@ -67,6 +68,10 @@ def energy_and_grad(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
     if not torch.is_grad_enabled():
         with torch.enable_grad():
             return energy_and_grad(energy, x)
+    own = getattr(type(energy), "energy_and_grad", None)
+    if own is not None:
+        both: tuple[Tensor, Tensor] = own(energy, x.detach())
+        return both
     leaf = x.detach().requires_grad_()
     version = leaf._version
     value = energy(leaf)

@@ -34,8 +34,10 @@ def warm_up(
     With adapt_inverse_mass the variances of x over all chains and the steps of the second and third quarter, shrunk as Stan shrinks them,
     become the inverse mass before the last quarter, in which the step size is found anew.
 
+    Of `ParallelTempering` it is the ladder that adapts, by its `adapt_ladder`, to pairs that swap equally often; tune the sampler under it first.
+
     Args:
-        sampler: one with such a parameter that accepts or rejects; it stays as it is.
+        sampler: one with such a parameter that accepts or rejects, or with a ladder; it stays as it is.
         energy: (num_chains, *event) -> (num_chains,).
         x: (num_chains, *event), not modified.
         num_steps: >= 1; with adapt_inverse_mass >= 8.
@@ -53,6 +55,11 @@ def warm_up(
     if not isinstance(adapt_inverse_mass, bool):
         raise TypeError(f"warm_up: adapt_inverse_mass must be a bool, got {adapt_inverse_mass!r}")
     num_steps = bounded_int(num_steps, "num_steps", "warm_up", low=8 if adapt_inverse_mass else 1)
+    if hasattr(sampler, "adapt_ladder"):
+        if adapt_inverse_mass or target_acceptance is not None:
+            raise TypeError(f"warm_up: target_acceptance and adapt_inverse_mass must be left out where a ladder adapts, got {sampler!r}")
+        tuned, state = sampler.adapt_ladder(energy, x, num_steps, seed=seed)
+        return tuned, state.x
     if target_acceptance is None:
         target_acceptance = getattr(sampler, "target_acceptance", _TARGET_ACCEPTANCE)
     if not isinstance(target_acceptance, float) or not 0.0 < target_acceptance < 1.0:

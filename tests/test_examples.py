@@ -24,18 +24,22 @@ EXAMPLES = {
     "inverse_ising": "--side 4 --samples 50 --steps 1 3 --iterations 5 --chains 10 --threads 1",
     "binary_ebm": "--iterations 3 --batch-size 16 --steps 2 --channels 4 --ais-chains 5 --temperatures 3 --threads 1",
     "protein_potts": "--data 1atzA.aln --iterations 3 --chains 20 --sweeps 1 --fresh 50 --fresh-sweeps 3 --threads 1",
+    "tempering_modes": "--chains 40 --evaluations 200 --threads 1",
     "trace_estimators": "--dim 24 --products 6 12 --repetitions 400 --threads 1",
     "score_2d": "--samples 500 --updates 3 --batch-size 32 --threads 1",
     "ncsn_mnist": "--data images.npz --channels 4 8 --num-blocks 1 --levels 3 --iterations 3 --batch-size 4 --steps-per-level 1 --images 20",
+    "logz_bracket": "--temperatures 1 4 --chains 20 --threads 1",
     "rbm_mnist": "--data images.npz --epochs 1 --num-hidden 100 --ais-chains 3 --ais-betas 5",
 }
 FIGURES = {
     "ising_phase_transition": r"0\.4407 +-1\.\d+ ± \d\.\d+ +-1\.41421",
     "inverse_ising": r"RMSE 0\.\d+: Gibbs 3 evaluations per update",
     "binary_ebm": r"AIS: log Z = \d+\.\d+ ± \d\.\d+",
+    "tempering_modes": r"parallel tempering over Gibbs: total variation 0\.\d+ after 200 evaluations",
     "trace_estimators": r"24 rms errors, the furthest [0-4]\.\d standard errors off",
     "score_2d": r"free network +denoising +\d+\.\d+ ± \d\.\d+",
     "ncsn_mnist": r"1-NN accuracy of 20 generated and 20 held-out images: [01]\.\d+",
+    "logz_bracket": r"funnel: log Z = 10\.287998",
     "rbm_mnist": r"ln Z \d+\.\d+ ± ",
     "protein_potts": r"after +3 sweeps: Pearson of C_ij\(a, b\) -?0\.\d+, of f_i\(a\) 0\.\d+",
 }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmcore import ops
-from ebmcore.discrete import NativeRun
+from ebmcore.discrete import NativeRun, scaled_copy
 from ebmcore.graph import Graph, lattice_shape
 from ebmcore.ops.ising import IsingModel
 from ebmcore.types import Alphabet
@@ -174,6 +174,11 @@ class Ising(nn.Module):
         energies, fields = ops.ising_fields(states, model)
         dtype = self.coupling.dtype
         return energies.to(dtype), (fields * states.flatten(1)).to(torch.float64).mul_(-2 * model.unit).to(dtype)
+
+    def scaled(self, factor: float) -> Ising:
+        """The model of factor · E at the present values of the parameters, detached, on the same graph: at temperature 1 / factor."""
+        model: Ising = scaled_copy(self, factor)
+        return model
 
     def native_chain(self, kernel: str, states: Tensor, key: Tensor, num_steps: int, **options: Any) -> NativeRun | None:
         """num_steps of `kernel` on int8 states, in place; None for what has no native chain."""

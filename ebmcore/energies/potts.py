@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmcore import ops
-from ebmcore.discrete import NativeRun
+from ebmcore.discrete import NativeRun, scaled_copy
 from ebmcore.graph import Graph
 from ebmcore.types import Alphabet, bounded_int
 
@@ -152,6 +152,11 @@ class Potts(nn.Module):
         present = fields.gather(2, tokens[..., None])
         energies = -0.5 * (present[..., 0] + self._own_fields(tokens)).sum(1)
         return energies, (fields - present).scatter_(2, tokens[..., None], -math.inf)
+
+    def scaled(self, factor: float) -> Potts:
+        """The model of factor · E at the present values of the parameters, detached, on the same graph: at temperature 1 / factor."""
+        model: Potts = scaled_copy(self, factor)
+        return model
 
     def native_chain(self, kernel: str, states: Tensor, key: Tensor, num_steps: int, **options: Any) -> NativeRun | None:
         """`num_steps` steps of `kernel` from `key`, in `states`; None for what has no native kernel."""

@@ -35,6 +35,7 @@ class Stream(enum.IntEnum):
     NOISE = 9  # perturbations of data
     LEVEL = 10  # noise levels of rows
     JITTER = 11  # lengths of trajectories
+    SWAP = 12  # exchanges between temperatures
     MOMENTUM = 13  # of chains that start
 
 

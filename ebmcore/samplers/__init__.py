@@ -9,6 +9,7 @@ from ebmcore.samplers.hmc import HMC
 from ebmcore.samplers.kinetic_langevin import KineticLangevin, KineticLangevinInfo, KineticLangevinState
 from ebmcore.samplers.langevin import Langevin, LangevinInfo, LangevinState
 from ebmcore.samplers.mala import MALA
+from ebmcore.samplers.parallel_tempering import ParallelTempering, ParallelTemperingInfo, ParallelTemperingState
 from ebmcore.samplers.path_auxiliary import PathAuxiliary
 from ebmcore.samplers.random_flip_metropolis import RandomFlipMetropolis
 from ebmcore.samplers.random_walk_metropolis import RandomWalkMetropolis
@@ -30,6 +31,9 @@ __all__ = [
     "Langevin",
     "LangevinInfo",
     "LangevinState",
+    "ParallelTempering",
+    "ParallelTemperingInfo",
+    "ParallelTemperingState",
     "PathAuxiliary",
     "RandomFlipMetropolis",
     "RandomWalkMetropolis",

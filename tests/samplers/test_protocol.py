@@ -12,9 +12,10 @@ from torch import Tensor
 
 import ebmcore
 from ebmcore import Key, ops, sample
+from ebmcore.testing import count_evaluations
 from ebmcore.types import Info, State
 from support.discrete import FreeSpins
-from support.targets import Counting, assert_same_bits, quartic
+from support.targets import assert_same_bits, quartic
 
 
 class Case(NamedTuple):
@@ -49,6 +50,7 @@ OF_TOKENS = ebmcore.energies.OneHot(Pairs(), 3, torch.float64)
 ISING = ebmcore.energies.Ising.lattice((4, 4), 0.3)
 with torch.random.fork_rng(devices=[]):
     RBM = ebmcore.energies.BernoulliRBM(5, 4).double()
+WELLS = ebmcore.energies.DoubleWell()
 SPINS = ops.rademacher((64, 4, 4), key=Key(4)).to(torch.int8)
 SAMPLERS = {
     "langevin": Case(ebmcore.Langevin(0.01), quartic, X),
@@ -63,6 +65,11 @@ SAMPLERS = {
     "kinetic langevin, preconditioned": Case(ebmcore.KineticLangevin(0.1, 1.0, torch.linspace(0.5, 1.5, 5), 0.5), quartic, X),
     "random walk": Case(ebmcore.RandomWalkMetropolis(0.3), quartic, X),
     "random walk, preconditioned": Case(ebmcore.RandomWalkMetropolis(0.3, torch.linspace(0.5, 1.5, 5)), quartic, X),
+    "langevin, native": Case(ebmcore.Langevin(0.01, clamp=(-2.0, 2.0)), WELLS, X),
+    "mala, native": Case(ebmcore.MALA(0.05), WELLS, X),
+    "hmc, native": Case(ebmcore.HMC(0.1, 4, torch.linspace(0.5, 1.5, 5), 0.3), WELLS, X, 4),
+    "kinetic langevin, native": Case(ebmcore.KineticLangevin(0.1, 1.0), WELLS, X),
+    "random walk, native": Case(ebmcore.RandomWalkMetropolis(0.3), WELLS, X),
     "annealed langevin": Case(ebmcore.AnnealedLangevin((1.0, 0.5, 0.25, 0.1), 10, 2e-4, denoise=True), wells_of_level, X, evaluations_at_start=2),
     "gibbs": Case(ebmcore.Gibbs(), Pairs(), BITS, 5),
     "gibbs, random": Case(ebmcore.Gibbs("random"), OF_TOKENS, TOKENS),
@@ -77,6 +84,12 @@ SAMPLERS = {
     "discrete langevin of spins": Case(ebmcore.DiscreteLangevin(0.5), ISING, SPINS),
     "paths": Case(ebmcore.PathAuxiliary(3), OF_TOKENS, TOKENS),
     "block gibbs": Case(ebmcore.BlockGibbs(), RBM, BITS),
+    "parallel tempering": Case(ebmcore.ParallelTempering(ebmcore.Gibbs(), (1.0, 2.0, 5.0)), Pairs(), BITS, 5),
+    "parallel tempering, by gradients": Case(ebmcore.ParallelTempering(ebmcore.GibbsWithGradients(), (1.0, 1.5), 3), OF_TOKENS, TOKENS, 3),
+    "parallel tempering, continuous": Case(ebmcore.ParallelTempering(ebmcore.Langevin(0.01), (0.5, 0.7, 1.0, 1.5)), quartic, X),
+    "parallel tempering of mala": Case(ebmcore.ParallelTempering(ebmcore.MALA(0.05), (1.0, 2.0, 4.0)), quartic, X),
+    "parallel tempering of hmc": Case(ebmcore.ParallelTempering(ebmcore.HMC(0.1, 3, jitter=0.1), (0.7, 2.0), 2, True), quartic, X, 6),
+    "parallel tempering, native": Case(ebmcore.ParallelTempering(ebmcore.Gibbs("checkerboard"), (1.0, 2.0, 5.0)), ISING, SPINS),
     "swendsen-wang": Case(ebmcore.SwendsenWang(), FreeSpins(), SPINS),
 }
 KEY = Key(3, 4, 5)
@@ -168,28 +181,15 @@ def test_split_batches(case):
     assert_same_bits(torch.cat(parts), whole)
 
 
-def counting(energy):
-    """`energy`, counting its calls with states and with one-hot rows."""
-    counted = Counting(energy)
-    if isinstance(energy, ebmcore.energies.OneHot):
-
-        def of_one_hot(x):
-            counted.count += 1
-            return energy.of_one_hot(x)
-
-        counted.alphabet, counted.dtype, counted.of_one_hot = energy.alphabet, energy.dtype, of_one_hot
-    return counted
-
-
 @cases
 def test_one_evaluation_per_step(case):
     if hasattr(case.energy, "native_chain"):
         pytest.skip("its chains run natively, or from differences that it works out itself")
-    energy = counting(case.energy)
+    energy = count_evaluations(case.energy)
     state = case.sampler.init(energy, case.x, seed=KEY)
-    assert energy.count == case.evaluations_at_start
+    assert energy.num_evaluations == case.evaluations_at_start
     case.sampler.advance(energy, state, 25)
-    assert energy.count == case.evaluations_at_start + 25 * case.evaluations_per_step
+    assert energy.num_evaluations == case.evaluations_at_start + 25 * case.evaluations_per_step
 
 
 @cases

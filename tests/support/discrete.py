@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebmcore import Key, ops
+from ebmcore import ops
 from ebmcore.discrete import NativeRun
 from ebmcore.energies import OneHot
+from ebmcore.testing import transition_matrix
 from ebmcore.types import Alphabet
 from support.statistics import assert_counts
 from support.truths import truth_arrays
@@ -98,16 +99,10 @@ def assert_transitions(sampler: Any, energy: Any, states: Tensor, transitions: T
     states: (num_states, num_sites) of numbers of values; they are handed to the sampler in what the energy's alphabet wants.
     """
     kind = getattr(energy, "alphabet", Alphabet("binary")).kind
-    num_states, num_categories = len(states), int(states.max()) + 1
-    num_chains = CHAINS_PER_START // num_steps
-    x = states.repeat_interleave(num_chains, 0)
-    x = {"binary": x.float(), "spin": (2 * x - 1).to(torch.int8), "token": x.to(torch.uint8)}[kind]
-    out = sampler(energy, x, num_steps, seed=Key(seed)).long()
-    end = state_numbers((out + 1) // 2 if kind == "spin" else out, num_categories)
-    start = torch.arange(num_states).repeat_interleave(num_chains)
-    counts = torch.bincount(start * num_states + end, minlength=num_states**2).reshape(num_states, num_states)
+    x = {"binary": states.float(), "spin": (2 * states - 1).to(torch.int8), "token": states.to(torch.uint8)}[kind]
+    counts = transition_matrix(sampler, energy, x, num_steps=num_steps, num_chains=CHAINS_PER_START // num_steps, seed=seed)
     power = torch.linalg.matrix_power(transitions.double(), num_steps)
-    for k in range(num_states):
+    for k in range(len(states)):
         assert_counts(counts[k], power[k], what=f"{what}: {num_steps} steps from state {k}")
 
 

@@ -12,8 +12,9 @@ import math
 import torch
 from torch import Tensor
 
+from ebmcore.testing import counts_p_value
+
 ALPHA = 5e-8  # per assertion; two-sided this is 5.45 standard errors
-MIN_EXPECTED = 50.0  # of a chi-square cell: with fewer, the tail beyond ALPHA is several times too heavy
 
 
 def detectable_shift(std: float, n: int) -> float:
@@ -47,24 +48,8 @@ def assert_count(count: int, n: int, probability: float, *, what: str) -> None:
 
 def assert_counts(counts: Tensor, probabilities: Tensor, *, what: str) -> None:
     """Pearson's chi-square of observed counts; cells that expect fewer than 50 are merged, and impossible ones must be empty."""
-    counts, probabilities = counts.double().flatten(), probabilities.double().flatten()
-    assert float(counts[probabilities <= 0].sum()) == 0, f"{what}: an impossible outcome came up"
-    expected = probabilities / probabilities.sum() * counts.sum()
-    order = expected.argsort()
-    group = (expected[order].cumsum(0) / MIN_EXPECTED).ceil().long().clamp(min=1) - 1
-    small = expected[order] < MIN_EXPECTED
-    group = torch.where(small, group, group[small].max() + 1 + torch.arange(len(group)) if bool(small.any()) else torch.arange(len(group)))
-    _, group = torch.unique(group, return_inverse=True)
-    size = int(group.max()) + 1
-    observed = torch.zeros(size, dtype=torch.float64).index_add(0, group, counts[order])
-    expected = torch.zeros(size, dtype=torch.float64).index_add(0, group, expected[order])
-    if size > 1 and expected[0] < MIN_EXPECTED:  # what the smallest cells came to together
-        observed[1] += observed[0]
-        expected[1] += expected[0]
-        observed, expected = observed[1:], expected[1:]
-    assert len(expected) > 1, f"{what}: too few draws for two cells"
-    statistic = float(((observed - expected) ** 2 / expected).sum())
-    _judge(_chi_square_tail(statistic, len(expected) - 1), f"{what}: chi-square {statistic:.6g} with {len(expected) - 1} degrees of freedom")
+    assert float(counts.flatten()[probabilities.flatten() <= 0].sum()) == 0, f"{what}: an impossible outcome came up"
+    _judge(counts_p_value(counts, probabilities), f"{what}: chi-square of {int(counts.sum())} counts")
 
 
 def assert_law(cdf_values: Tensor, *, what: str) -> None:
