@@ -1,4 +1,4 @@
-"""Checks of samplers of discrete states, before they are timed."""
+"""Checks of samplers before they are timed."""
 
 from __future__ import annotations
 
@@ -56,3 +56,18 @@ def check_carried_energies(sampler: Any, energy: Any, x: Tensor, num_steps: int)
     if not torch.equal(x, before):
         raise CheckError(f"{sampler} changed its argument x")
     return "carried energies are those of the states"
+
+
+def check_native_chains(sampler: Any, energy: Any, x: Tensor, num_steps: int) -> str:
+    """Raises CheckError unless native chains of `energy` go where the same steps on its torch formula go, in float64, and x is as it was."""
+    start = x.double()
+    before = start.clone()
+    state = sampler.init(energy, start, seed=1)
+    native, _ = sampler.advance(energy, state, num_steps)
+    plain, _ = sampler.advance(lambda y: energy(y), state, num_steps)
+    error = float(((native.x - plain.x).abs() / (1 + plain.x.abs())).max())
+    if not error < 1e-8:
+        raise CheckError(f"native chains of {type(energy).__name__} {tuple(x.shape)} are {error:.2g} away from {sampler} on its formula")
+    if not torch.equal(start, before):
+        raise CheckError(f"{sampler} changed its argument x")
+    return f"{num_steps} steps of native chains end where those on the torch formula do (to {error:.1g}, float64)"

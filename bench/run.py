@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from ebmcore.bench.cases import gibbs, gwg, langevin, noise, potts, proposal, rbm, trace
+from ebmcore.bench.cases import ais, chains, gibbs, gwg, hmc, langevin, mlp, noise, potts, proposal, rbm, trace
 from ebmcore.bench.memory import peak_bytes
 from ebmcore.bench.timing import COPY_BYTES, Case, CheckError, LeftOutError, NamedProblem, Part, Problem, Run, copy_run, num_input_sets, time_in_turns
 from ebmcore.ops import info
 
-CASES = {case.name: case for case in (langevin.CASE, noise.CASE, gibbs.CASE, gwg.CASE, potts.CASE, proposal.CASE, rbm.CASE, trace.CASE)}
+CASES = {each.CASE.name: each.CASE for each in (langevin, noise, chains, hmc, mlp, gibbs, gwg, potts, proposal, rbm, trace, ais)}
 
 DIM = 3072  # an image of 3 x 32 x 32
 

@@ -1,6 +1,7 @@
 """ebmcore: native-accelerated sampling for energy-based models in PyTorch."""
 
 from ebmcore import energies, evaluation, losses, networks, ops, testing, trace, training
+from ebmcore.energies import lower
 from ebmcore.ops import get_num_threads, info, set_num_threads
 from ebmcore.ops import version as __version__
 from ebmcore.samplers import (
@@ -49,6 +50,7 @@ __all__ = [
     "get_num_threads",
     "info",
     "losses",
+    "lower",
     "networks",
     "ops",
     "sample",

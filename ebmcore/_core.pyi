@@ -21,6 +21,8 @@ __all__: list[str] = [
     "bernoulli",
     "cpu_target",
     "cpu_targets",
+    "dynamics",
+    "dynamics_scratch",
     "flip_scratch_bytes",
     "get_num_threads",
     "ising_energy",
@@ -119,6 +121,40 @@ def bernoulli(
 ) -> None: ...
 def cpu_target() -> str: ...
 def cpu_targets() -> list[str]: ...
+def dynamics(
+    kernel: str,
+    kind: str,
+    constants: typing.Any,
+    num_components: typing.SupportsInt | typing.SupportsIndex,
+    x: typing.Any,
+    momentum: typing.Any,
+    energies: typing.Any,
+    grad: typing.Any,
+    is_accepted: typing.Any,
+    acceptance: typing.Any,
+    num_diverged: typing.Any,
+    drift: typing.Any,
+    noise: typing.Any,
+    key: typing.Any,
+    num_steps: typing.SupportsInt | typing.SupportsIndex,
+    num_leapfrog: typing.SupportsInt | typing.SupportsIndex,
+    step_size: typing.SupportsFloat | typing.SupportsIndex,
+    noise_std: typing.SupportsFloat | typing.SupportsIndex,
+    clip_grad: typing.SupportsFloat | typing.SupportsIndex,
+    clamp_min: typing.SupportsFloat | typing.SupportsIndex,
+    clamp_max: typing.SupportsFloat | typing.SupportsIndex,
+    decay: typing.SupportsFloat | typing.SupportsIndex,
+    jitter: typing.SupportsFloat | typing.SupportsIndex,
+    proposal_stream: typing.SupportsInt | typing.SupportsIndex,
+    acceptance_stream: typing.SupportsInt | typing.SupportsIndex,
+    jitter_stream: typing.SupportsInt | typing.SupportsIndex,
+    workspace: typing.Any,
+) -> None: ...
+def dynamics_scratch(dim: typing.SupportsInt | typing.SupportsIndex, num_components: typing.SupportsInt | typing.SupportsIndex) -> int:
+    """
+    Numbers of scratch of a chain.
+    """
+
 def flip_scratch_bytes(
     num_changes: typing.SupportsInt | typing.SupportsIndex, element_size: typing.SupportsInt | typing.SupportsIndex, with_replacement: bool
 ) -> int: ...

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmcore import ops
+from ebmcore.ops.dynamics import DynamicsRun, NativeEnergy, run_dynamics
 from ebmcore.ops.registration import key_tensor
 from ebmcore.types import Key, bounded_int
 
@@ -35,9 +36,7 @@ class AnalyticEnergy(nn.Module, abc.ABC):
         name = type(self).__name__
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(f"{name}: x must be a floating-point tensor, got {x.dtype if isinstance(x, Tensor) else type(x).__name__}")
-        if x.dim() < 1 or 0 in x.shape[1:] or self.dim not in (None, x.shape[1:].numel()):
-            wanted = "at least one element" if self.dim is None else f"{self.dim} elements"
-            raise ValueError(f"{name}: x must have shape (num_chains, *event) with {wanted} an event, got {tuple(x.shape)}")
+        self._check_shape(x)
         flat = x.flatten(1) if x.dim() > 1 else x[:, None]
         return self._energy(flat if x.dtype == torch.float64 else flat.float())
 
@@ -49,6 +48,26 @@ class AnalyticEnergy(nn.Module, abc.ABC):
     @abc.abstractmethod
     def _energy(self, x: Tensor) -> Tensor:
         """The energies, (num_chains,), of (num_chains, dim) float32 or float64, in its dtype."""
+
+    def native_dynamics(self, kernel: str, x: Tensor, momentum: Tensor | None, key: Tensor, num_steps: int, **options: Any) -> DynamicsRun | None:
+        """`num_steps` steps in place, natively, as `ops.dynamics.run_dynamics` describes them; None, and nothing done, if there is no such kernel.
+
+        E and ∇E are those of the formula, with constants rounded to the dtype of x, and sums over elements in float64.
+        """
+        if type(self).forward is not AnalyticEnergy.forward or x.dtype not in (torch.float32, torch.float64) or num_steps == 0 or len(x) == 0:
+            return None
+        self._check_shape(x)
+        native = self._native(x)
+        return None if native is None else run_dynamics(kernel, native, x, momentum, key, num_steps, **options)
+
+    def _native(self, x: Tensor) -> NativeEnergy | None:
+        """The energy as native code knows it, in the dtype of x and where it is; None if it does not."""
+        return None
+
+    def _check_shape(self, x: Tensor) -> None:
+        if x.dim() < 1 or 0 in x.shape[1:] or self.dim not in (None, x.shape[1:].numel()):
+            wanted = "at least one element" if self.dim is None else f"{self.dim} elements"
+            raise ValueError(f"{type(self).__name__}: x must have shape (num_chains, *event) with {wanted} an event, got {tuple(x.shape)}")
 
     def _require_dim(self, caller: str) -> int:
         if self.dim is None:

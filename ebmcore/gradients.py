@@ -48,7 +48,8 @@ def as_energy(model: Any) -> Callable[..., Tensor]:
 def energy_and_grad(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
     """Energies and their gradient in x, one evaluation.
 
-    Works under no_grad and inference_mode; the graph of x, the parameters' .grad and torch's modes are as before.
+    Works under no_grad and inference_mode; the graph of x, the parameters' .grad and torch's modes are as before. An energy whose class has a
+    method `energy_and_grad` is asked for both by it, and autograd is not called.
 
     Args:
         energy: (num_chains, *event) -> (num_chains,). It runs in the train/eval mode and autocast that the caller set.
@@ -67,6 +68,10 @@ def energy_and_grad(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
     if not torch.is_grad_enabled():
         with torch.enable_grad():
             return energy_and_grad(energy, x)
+    own = getattr(type(energy), "energy_and_grad", None)
+    if own is not None:
+        both: tuple[Tensor, Tensor] = own(energy, x.detach())
+        return both
     leaf = x.detach().requires_grad_()
     version = leaf._version
     value = energy(leaf)

@@ -17,10 +17,14 @@ from torch import Tensor, nn
 
 from ebmcore.ops import activation_derivatives
 from ebmcore.ops.activations import layer_in_forward_mode
+from ebmcore.ops.dynamics import DynamicsRun, NativeEnergy, fuses_multiply_add, run_dynamics
 
 _NATIVE: dict[type[nn.Module], str] = {nn.SiLU: "silu", nn.Tanh: "tanh", nn.Softplus: "softplus", nn.Sigmoid: "sigmoid", nn.ReLU: "relu"}
 _ELEMENTWISE = (nn.CELU, nn.ELU, nn.GELU, nn.LeakyReLU, nn.Mish, nn.SELU, nn.Softplus, nn.Softsign)
+_IN_CHAINS = ("sigmoid", "softplus", "silu", "tanh", "relu", "gelu", "elu", "leaky_relu")  # by their numbers in csrc/ops/activations.h
 _FEW_ROWS, _MANY_WEIGHTS = 256, 2**16
+_FEW_CHAINS = 3  # that native chains take one by one, with units in lanes in place of chains
+_MAX_HIDDEN_LAYERS = 8  # of native chains
 _MAX_ELEMENTS = 2**22  # of a layer's tangents when every column of a Jacobian is wanted
 
 _built: weakref.WeakKeyDictionary[nn.Module, tuple[list[Any], list[Tensor], dict[str, Any]]] = weakref.WeakKeyDictionary()
@@ -75,6 +79,27 @@ class Perceptron:
         is_field = self.num_outputs == (1 if self.is_energy else self.num_inputs)
         takes_shape = x.dim() == 2 or not isinstance(self._owner, nn.Sequential)  # which works on the last dimension alone
         return is_same and is_field and takes_shape and x.shape[1:].numel() == self.num_inputs and not torch.is_autocast_enabled(x.device.type)
+
+    def native_dynamics(
+        self, kernel: str, x: Tensor, momentum: Tensor | None, key: Tensor, num_steps: int, *, sign: float = 1.0, **options: Any
+    ) -> DynamicsRun | None:
+        """Steps of chains on sign · E, natively, with the parameters read where they are; None, and nothing done, where that cannot be.
+
+        It can for float32, up to 8 hidden layers, the activations of `lower`, and processors with fused multiply-adds; arguments and result as
+        `ops.dynamics.run_dynamics`. The bits are the same on all such processors, for any number of threads and any split of the batch.
+        """
+        activations = [_in_chains(activation) for activation in self._activations]
+        parameters = [p.detach() for p in (*self.weights, *self.biases) if p is not None]
+        is_native = x.dtype == torch.float32 and len(x) > 0 and num_steps > 0 and self.takes(x) and all(p.is_contiguous() for p in parameters)
+        if not is_native or None in activations or len(activations) > _MAX_HIDDEN_LAYERS or not fuses_multiply_add(x.device):
+            return None
+        weights = [weight.detach() for weight in self.weights]
+        biases = [None if bias is None else bias.detach() for bias in self.biases]
+        is_few = len(x) <= _FEW_CHAINS and not x.is_cuda
+        transposed = [weight.t().contiguous() for weight in weights[:-1]] if is_few else []
+        network = (weights, transposed, biases, *(zip(*activations, strict=True) if activations else ((), ())), sign)
+        num_numbers = 2 * sum(len(weight) for weight in weights[:-1]) * (1 if x.is_cuda else 2) + 2 * self.num_inputs * is_few
+        return run_dynamics(kernel, NativeEnergy("perceptron", network, num_numbers), x, momentum, key, num_steps, **options)
 
     def forward(self, x: Tensor, num_derivatives: int = 1) -> Layers:
         """x: (num_chains, num_inputs)."""
@@ -278,6 +303,16 @@ def _weighted_squares(tangents: Iterator[Tensor], curvatures: Sequence[Tensor]) 
 
 def _native_name(activation: nn.Module) -> str | None:
     return None if isinstance(activation, nn.Softplus) and activation.beta != 1 else _NATIVE.get(type(activation))
+
+
+def _in_chains(activation: nn.Module) -> tuple[int, float] | None:
+    """The activation's number and parameter in native chains; None if it has none."""
+    if isinstance(activation, nn.ELU):
+        return _IN_CHAINS.index("elu"), activation.alpha
+    if isinstance(activation, nn.LeakyReLU):
+        return _IN_CHAINS.index("leaky_relu"), activation.negative_slope
+    name = "gelu" if isinstance(activation, nn.GELU) and activation.approximate == "none" else _native_name(activation)
+    return None if name is None else (_IN_CHAINS.index(name), 0.0)
 
 
 def _derivatives(activation: nn.Module, z: Tensor, count: int) -> Sequence[Tensor]:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ebmcore.types import EnergyFn, Key, Sampler, bounded_int
 
+_ARVIZ_NAMES = {"acceptance_prob": "acceptance_rate", "is_diverged": "diverging"}
+
 
 class Trace(NamedTuple):
     """What `sample` kept.
@@ -25,6 +27,38 @@ class Trace(NamedTuple):
     x: Any
     state: Any
     info: Any
+
+    def to_arviz(self) -> Any:
+        """An ArviZ DataTree (the extra "diagnostics"), for its summaries and plots.
+
+        `posterior` holds x as (chain, draw, *event) under "x", or what `record` returned: under "x" if that was tensors (num_chains, ...), under
+        its own names if it was dicts of them. `sample_stats` holds what the sampler's Info says of every chain at every draw, with ArviZ's own
+        names where it has some ("acceptance_rate", "diverging"). Everything is copied to the CPU.
+
+        Raises:
+            ImportError: arviz-base is not installed.
+            TypeError: `record` returned something else.
+        """
+        try:
+            from arviz_base import from_dict
+        except ImportError as error:
+            raise ImportError("Trace.to_arviz: needs arviz-base (pip install ebmcore[diagnostics])") from error
+        if isinstance(self.x, Tensor):
+            draws = {"x": self.x}
+        elif self.x and all(isinstance(item, dict) for item in self.x):
+            draws = {name: torch.stack([item[name] for item in self.x]) for name in self.x[0]}
+        else:
+            raise TypeError("Trace.to_arviz: x must be a tensor or a list of dicts of tensors; let record return one of these")
+        if any(value.dim() < 2 for value in draws.values()):
+            raise TypeError("Trace.to_arviz: x must be of shape (num_kept, num_chains, ...); let record keep the axis of the chains")
+        leading = next(iter(draws.values())).shape[:2]
+        info = {} if self.info is None else self.info._asdict()
+        stats = {_ARVIZ_NAMES.get(name, name): value for name, value in info.items() if isinstance(value, Tensor) and value.shape[:2] == leading}
+        groups = {"posterior": draws, "sample_stats": stats} if stats else {"posterior": draws}
+        arrays = {group: {name: value.detach().cpu().transpose(0, 1).numpy() for name, value in each.items()} for group, each in groups.items()}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found chain dimension to be longer than draw dimension")  # as it often is
+            return from_dict(arrays)
 
 
 def sample(

@@ -18,8 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributions import Bernoulli, Independent
 
 from ebmcore import Key, ReplayBuffer, ops
+from ebmcore.evaluation import ais
 from ebmcore.losses import contrastive_divergence
 from ebmcore.samplers import GibbsWithGradients
 from ebmcore.training import fit
@@ -70,29 +72,6 @@ def load(path: Path | None, seed: int) -> tuple[Tensor, Tensor]:
 def independent(mean: Tensor, num_chains: int, key: Key) -> Tensor:
     """Images whose pixels are drawn each by itself, with these means."""
     return (ops.uniform((num_chains, *mean.shape), key=key, stream=ops.Stream.INIT) < mean).float()
-
-
-@torch.no_grad()
-def ais(energy: Network, num_chains: int, num_temperatures: int, seed: int) -> tuple[float, float, Tensor]:
-    """log Z of `energy` with its standard error, and the chains at the end."""
-    key = Key(seed)
-    x = independent(energy.logits.sigmoid(), num_chains, key)
-    log_weights = torch.zeros(num_chains, dtype=torch.float64)
-    sampler = GibbsWithGradients()
-    for k in range(num_temperatures):
-        beta = (k + 1) / num_temperatures
-        log_weights -= (energy(x) - energy.base(x)).double() / num_temperatures  # E_beta = base + beta (E - base)
-
-        def annealed(x: Tensor, beta: float = beta) -> Tensor:
-            base = energy.base(x)
-            return base + beta * (energy(x) - base)
-
-        x = sampler(annealed, x, 1, seed=key)
-        key = key.advance()
-    log_base = float(nn.functional.softplus(energy.logits).double().sum())
-    scaled = (log_weights - log_weights.max()).exp()
-    error = float(scaled.std() / scaled.mean()) / math.sqrt(num_chains)
-    return log_base + float(log_weights.logsumexp(0)) - math.log(num_chains), error, x
 
 
 def log_likelihood(energy: EnergyFn, x: Tensor, log_z: float) -> float:
@@ -149,11 +128,13 @@ def main() -> None:
     print(f"training {time.perf_counter() - begin:.0f} s on {torch.get_num_threads()} thread(s)", flush=True)
 
     begin = time.perf_counter()
-    log_z, error, samples = ais(result.ema, args.ais_chains, args.temperatures, args.seed)
-    print(f"AIS: log Z = {log_z:.2f} ± {error:.2f} ({args.ais_chains} chains, {args.temperatures} temperatures, {time.perf_counter() - begin:.0f} s)")
-    held_out, training = (log_likelihood(result.ema, x, log_z) for x in (test, train[:2000]))
+    base = Independent(Bernoulli(logits=energy.logits), energy.logits.dim())
+    z = ais(result.ema, base, GibbsWithGradients(), num_chains=args.ais_chains, betas=args.temperatures, seed=args.seed)
+    size = f"effective sample size {z.effective_sample_size:.0f} of {args.ais_chains}, {args.temperatures} temperatures"
+    print(f"AIS: log Z = {z.log_z:.2f} ± {z.standard_error:.2f} ({size}, {time.perf_counter() - begin:.0f} s)")
+    held_out, training = (log_likelihood(result.ema, x, z.log_z) for x in (test, train[:2000]))
     print(f"log-likelihood per image: held out {held_out:.2f}, training {training:.2f}; independent pixels, held out {floor:.2f}")
-    draw(args.out, {"annealed samples": samples, "persistent chains": buffer.values, "held-out images": test})
+    draw(args.out, {"annealed samples": z.x, "persistent chains": buffer.values, "held-out images": test})
     print(f"picture: {args.out}")
 
 

@@ -29,6 +29,7 @@ EXAMPLES = {
     "trace_estimators": "--dim 24 --products 6 12 --repetitions 400 --threads 1",
     "score_2d": "--samples 500 --updates 3 --batch-size 32 --threads 1",
     "ncsn_mnist": "--data images.npz --channels 4 8 --num-blocks 1 --levels 3 --iterations 3 --batch-size 4 --steps-per-level 1 --images 20",
+    "logz_bracket": "--temperatures 1 4 --chains 20 --threads 1",
     "rbm_mnist": "--data images.npz --epochs 1 --num-hidden 100 --ais-chains 3 --ais-betas 5",
 }
 FIGURES = {
@@ -40,6 +41,7 @@ FIGURES = {
     "trace_estimators": r"24 rms errors, the furthest [0-4]\.\d standard errors off",
     "score_2d": r"free network +denoising +\d+\.\d+ ± \d\.\d+",
     "ncsn_mnist": r"1-NN accuracy of 20 generated and 20 held-out images: [01]\.\d+",
+    "logz_bracket": r"funnel: log Z = 10\.287998",
     "rbm_mnist": r"ln Z \d+\.\d+ ± ",
     "protein_potts": r"after +3 sweeps: Pearson of C_ij\(a, b\) -?0\.\d+, of f_i\(a\) 0\.\d+",
 }

@@ -39,13 +39,15 @@ PYTHON = {
 CSRC = {
     "core": {"core"},
     "ops": {"ops"},
-    "kernels": {"core", "ops", "kernels"},
+    "energies": {"core", "ops", "energies"},
+    "kernels": {"core", "ops", "energies", "kernels"},
     "backends": {"core", "ops", "kernels", "backends"},
     "bindings": {"ops", "backends", "bindings"},
 }
 FORBIDDEN = {
     "core": r"cuda_runtime|pybind11|torch|<(vector|string|thread|memory|algorithm|functional|map)>",
     "ops": r"<(?!cstdint>)",
+    "energies": r"cuda_runtime|pybind11|torch|<(vector|string|thread|memory|algorithm|functional|map)>",
     "kernels": r"cuda_runtime|pybind11|torch|<(vector|string|thread|memory|algorithm|functional|map)>",
     "backends": r"pybind11|Python\.h|torch/",
     "bindings": r"cuda_runtime|torch/",

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from ebmcore import DivergenceError, Key, Langevin, Trace, ops, sample
+from ebmcore import MALA, DivergenceError, Key, Langevin, Trace, ops, sample
 from support.targets import Counting, assert_same_bits, quartic
 
 SAMPLER = Langevin(0.01)
@@ -278,3 +278,48 @@ def test_states_that_do_not_fit(num_steps):
 def test_divergence_passes_through():
     with pytest.raises(DivergenceError, match="step"):
         sample(Langevin(3.0), quartic, X, 1000, seed=KEY)
+
+
+class TestToArviz:
+    def test_draws_and_statistics(self):
+        pytest.importorskip("arviz_base", reason="the extra 'diagnostics' is not installed")
+        trace = sample(MALA(0.05), quartic, X, 20, thinning=2, seed=KEY)
+        tree = trace.to_arviz()
+        assert tree["posterior"]["x"].dims[:2] == ("chain", "draw")
+        assert (tree["posterior"]["x"].values == trace.x.transpose(0, 1).numpy()).all()
+        stats = tree["sample_stats"]
+        assert set(stats.data_vars) == {"acceptance_rate", "diverging", "is_accepted", "num_diverged"}
+        assert (stats["acceptance_rate"].values == trace.info.acceptance_prob.T.numpy()).all()
+        assert stats["diverging"].dtype == bool
+
+    def test_what_record_returned(self):
+        pytest.importorskip("arviz_base", reason="the extra 'diagnostics' is not installed")
+
+        def run(record):
+            return sample(MALA(0.05), quartic, X, 5, seed=KEY, record=record)
+
+        assert run(lambda state, info: state.energy).to_arviz()["posterior"]["x"].shape == (6, 5)
+        both = run(lambda state, info: {"energy": state.energy, "first": state.x[:, 0]}).to_arviz()["posterior"]
+        assert set(both.data_vars) == {"energy", "first"}
+        with pytest.raises(TypeError, match=r"Trace.to_arviz: x must be a tensor or a list of dicts of tensors"):
+            run(lambda state, info: float(state.energy.mean())).to_arviz()
+        with pytest.raises(TypeError, match=r"Trace.to_arviz: x must be of shape \(num_kept, num_chains, ...\)"):
+            run(lambda state, info: state.energy.mean()).to_arviz()
+
+    def test_statistics_of_something_else(self):
+        """What is not of each chain at each draw is left out."""
+        pytest.importorskip("arviz_base", reason="the extra 'diagnostics' is not installed")
+
+        class Info(NamedTuple):
+            of_chains: torch.Tensor
+            of_pairs: torch.Tensor
+            inner: tuple[torch.Tensor, ...]
+
+        info = Info(torch.zeros(20, 6), torch.zeros(20, 2), (torch.zeros(20, 6),))
+        assert set(Trace(torch.zeros(20, 6, 3), None, info).to_arviz()["sample_stats"].data_vars) == {"of_chains"}
+        assert "sample_stats" not in Trace(torch.zeros(20, 6), None, None).to_arviz().children
+
+    def test_without_arviz(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "arviz_base", None)
+        with pytest.raises(ImportError, match=r"Trace.to_arviz: needs arviz-base \(pip install ebmcore\[diagnostics\]\)"):
+            sample(SAMPLER, quartic, X, 5, seed=KEY).to_arviz()

@@ -14,6 +14,7 @@ void register_clusters(py::module_& m);
 void register_rbm(py::module_& m);
 void register_probes(py::module_& m);
 void register_activations(py::module_& m);
+void register_dynamics(py::module_& m);
 }  // namespace ebm
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
@@ -28,4 +29,5 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     ebm::register_rbm(m);
     ebm::register_probes(m);
     ebm::register_activations(m);
+    ebm::register_dynamics(m);
 }

@@ -65,6 +65,7 @@ using U64 = uint64_t;
 EBM_HD float square_root(float x) { return sqrtf(x); }
 EBM_HD double square_root(double x) { return sqrt(x); }
 EBM_HD void to_double(float x, double (&halves)[kHalves]) { halves[0] = static_cast<double>(x); }
+EBM_HD float multiply_add(float a, float x, float y) { return fmaf(a, x, y); }
 
 #else
 
@@ -91,6 +92,17 @@ EBM_HD U64 as_bits(F64 x) { return (U64)x; }
 EBM_HD F32 to_float(U32 x) { return __builtin_convertvector(x, F32); }
 EBM_HD F32 to_float(I32 x) { return __builtin_convertvector(x, F32); }
 EBM_HD I32 to_int(F32 x) { return __builtin_convertvector(x, I32); }
+
+// a · x + y, rounded once; in two steps on x86-64 without FMA, where what needs it is not run.
+#if defined(__AVX512F__)
+EBM_HD F32 multiply_add(float a, F32 x, F32 y) { return (F32)_mm512_fmadd_ps(_mm512_set1_ps(a), (__m512)x, (__m512)y); }
+#elif defined(__AVX2__)
+EBM_HD F32 multiply_add(float a, F32 x, F32 y) { return (F32)_mm256_fmadd_ps(_mm256_set1_ps(a), (__m256)x, (__m256)y); }
+#elif defined(__aarch64__)
+EBM_HD F32 multiply_add(float a, F32 x, F32 y) { return (F32)vfmaq_n_f32((float32x4_t)y, (float32x4_t)x, a); }
+#else
+EBM_HD F32 multiply_add(float a, F32 x, F32 y) { return a * x + y; }
+#endif
 
 #if defined(__AVX512F__)
 EBM_HD U64 mul_wide(U64 a, uint32_t m) { return (U64)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(m)); }

@@ -9,9 +9,11 @@
 #define EBM_HD __host__ __device__ __forceinline__
 #define EBM_UNROLL _Pragma("unroll")
 #define EBM_UNROLL_LANES _Pragma("unroll 1")
+#define EBM_UNROLL_ROWS EBM_UNROLL
 #else
 #define EBM_HD inline __attribute__((always_inline))
 #define EBM_UNROLL _Pragma("GCC unroll 16")
+#define EBM_UNROLL_ROWS _Pragma("GCC unroll 32")
 #define EBM_UNROLL_LANES EBM_UNROLL  // loops over what are lanes on the CPU: unrolled, a CUDA thread would be megabytes of code
 #endif
 

@@ -4,7 +4,7 @@
 
 namespace ebm {
 
-enum class Activation : int32_t { sigmoid, softplus, silu, tanh, relu };
+enum class Activation : int32_t { sigmoid, softplus, silu, tanh, relu, gelu, elu, leaky_relu };
 
 constexpr int32_t kMaxDerivative = 4;
 

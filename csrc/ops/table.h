@@ -3,6 +3,7 @@
 
 #include "activations.h"
 #include "clusters.h"
+#include "dynamics.h"
 #include "ising.h"
 #include "langevin.h"
 #include "potts.h"

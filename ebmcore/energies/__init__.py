@@ -5,6 +5,7 @@ from ebmcore.energies.funnel import Funnel
 from ebmcore.energies.gaussian import Gaussian
 from ebmcore.energies.gaussian_mixture import GaussianMixture
 from ebmcore.energies.ising import Ising
+from ebmcore.energies.lowering import LoweredEnergy, lower
 from ebmcore.energies.networks import MLP, ConvNet
 from ebmcore.energies.one_hot import OneHot
 from ebmcore.energies.potts import Potts
@@ -23,11 +24,13 @@ __all__ = [
     "GaussianMixture",
     "GaussianRBM",
     "Ising",
+    "LoweredEnergy",
     "OneHot",
     "Potts",
     "Ring",
     "Rosenbrock",
     "condition",
+    "lower",
     "mixture",
     "negate",
     "non_negative",

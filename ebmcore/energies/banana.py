@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ebmcore.analytic_energy import AnalyticEnergy, Draws
+from ebmcore.ops.dynamics import NativeEnergy
 from ebmcore.ops.registration import number
 from ebmcore.types import Key
 
@@ -43,3 +44,6 @@ class Banana(AnalyticEnergy):
     def _energy(self, x: Tensor) -> Tensor:
         bent = x[:, 1] - self.curvature * x[:, 0].square()
         return 0.5 * (x[:, 0] / self.scale).square() + 0.5 * (bent / self.width).square()
+
+    def _native(self, x: Tensor) -> NativeEnergy | None:
+        return NativeEnergy("banana", x.new_tensor([self.scale**-2, self.curvature, self.width**-2]))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ebmcore.analytic_energy import AnalyticEnergy, Draws
+from ebmcore.ops.dynamics import NativeEnergy
 from ebmcore.ops.registration import number
 from ebmcore.types import Key, bounded_int
 
@@ -45,3 +46,6 @@ class Funnel(AnalyticEnergy):
     def _energy(self, x: Tensor) -> Tensor:
         v = x[:, 0]
         return 0.5 * (v / self.scale).square() + 0.5 * (-v).exp() * x[:, 1:].square().sum(1) + 0.5 * (self.dim - 1) * v
+
+    def _native(self, x: Tensor) -> NativeEnergy | None:
+        return NativeEnergy("funnel", x.new_tensor([self.scale**-2]))

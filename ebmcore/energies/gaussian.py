@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ebmcore.analytic_energy import AnalyticEnergy, Draws, cholesky, constants, positive
+from ebmcore.ops.dynamics import NativeEnergy
 from ebmcore.types import Key
 
 
@@ -67,3 +69,9 @@ class Gaussian(AnalyticEnergy):
     def _energy(self, x: Tensor) -> Tensor:
         y, precision = x - self.mean.to(x), self.precision.to(x)
         return 0.5 * (y * (y * precision if precision.dim() == 1 else y @ precision)).sum(1)
+
+    def _native(self, x: Tensor) -> NativeEnergy | None:
+        if self.precision.dim() == 1:
+            return NativeEnergy("gaussian_diagonal", torch.cat((self.mean, self.precision)).to(x))
+        fill = -len(self.mean) % 8  # rows of whole tiles
+        return NativeEnergy("gaussian_full", torch.cat((pad(self.mean, (0, fill)), pad(self.precision, (0, fill)).flatten())).to(x))

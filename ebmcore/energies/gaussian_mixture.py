@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ebmcore.analytic_energy import AnalyticEnergy, Draws, cholesky, constants, positive
+from ebmcore.ops.dynamics import NativeEnergy
 from ebmcore.types import Key
 
 
@@ -94,3 +95,9 @@ class GaussianMixture(AnalyticEnergy):
         y, factors = x[:, None, :] - self.means.to(x), self._factors.to(x)
         white = y / factors if factors.dim() == 2 else torch.linalg.solve_triangular(factors, y[..., None], upper=False)[..., 0]
         return -torch.logsumexp(self.weights.log().to(x) - 0.5 * white.square().sum(2), 1)
+
+    def _native(self, x: Tensor) -> NativeEnergy | None:
+        if self._factors.dim() == 3:
+            return None
+        constants = torch.cat((self.weights.log(), self.means.flatten(), self._factors.pow(-2).flatten()))
+        return NativeEnergy("gaussian_mixture", constants.to(x), len(self.weights))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ebmcore.analytic_energy import AnalyticEnergy, Draws, LineLaw
+from ebmcore.ops.dynamics import NativeEnergy
 from ebmcore.ops.registration import number
 from ebmcore.types import Key
 
@@ -51,3 +52,6 @@ class Ring(AnalyticEnergy):
     def _energy(self, x: Tensor) -> Tensor:
         r: Tensor = torch.linalg.vector_norm(x, dim=1)
         return 0.5 * ((r - self.radius) / self.width).square()
+
+    def _native(self, x: Tensor) -> NativeEnergy | None:
+        return NativeEnergy("ring", x.new_tensor([self.radius, self.width**-2]))

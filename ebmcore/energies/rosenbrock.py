@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ebmcore.analytic_energy import AnalyticEnergy, Draws
+from ebmcore.ops.dynamics import NativeEnergy
 from ebmcore.ops.registration import number
 from ebmcore.types import Key, bounded_int
 
@@ -48,3 +49,6 @@ class Rosenbrock(AnalyticEnergy):
 
     def _energy(self, x: Tensor) -> Tensor:
         return ((self.a - x[:, :-1]).square() + self.b * (x[:, 1:] - x[:, :-1].square()).square()).sum(1)
+
+    def _native(self, x: Tensor) -> NativeEnergy | None:
+        return NativeEnergy("rosenbrock", x.new_tensor([self.a, self.b]))

@@ -4,6 +4,7 @@
 
 #include "../../csrc/kernels/activations.h"
 #include "../../csrc/kernels/block.h"
+#include "../../csrc/kernels/dynamics.h"
 #include "../../csrc/kernels/ising.h"
 #include "../../csrc/kernels/langevin.h"
 #include "../../csrc/kernels/potts.h"
@@ -61,12 +62,12 @@ void langevin(int64_t dim) {
 }
 
 // A ring of n sites; entries of site i: to its lower neighbour by number, then to the higher one.
-struct Ring {
+struct RingGraph {
     std::vector<int64_t> offsets;
     std::vector<int32_t> neighbours, couplings, fields;
     const double unit = 1.0 / 1024;
 
-    Ring(int64_t n, int64_t fields_per_site) {
+    RingGraph(int64_t n, int64_t fields_per_site) {
         for (int64_t i = 0; i < n; ++i) {
             offsets.push_back(2 * i);
             int32_t before = static_cast<int32_t>((i + n - 1) % n), after = static_cast<int32_t>((i + 1) % n);
@@ -83,7 +84,7 @@ struct Ring {
 };
 
 void ising(int64_t n) {
-    Ring ring(n, 1);
+    RingGraph ring(n, 1);
     IsingModel m{ring.offsets.data(), ring.neighbours.data(), ring.couplings.data(), ring.fields.data(), &ring.unit, n, 2, false, false};
     std::vector<int8_t> start(num_chains * n);
     for (size_t i = 0; i < start.size(); ++i) start[i] = i * 7 % 3 ? 1 : -1;
@@ -112,7 +113,7 @@ void ising(int64_t n) {
 }
 
 void potts(int64_t n, int32_t q) {
-    Ring ring(n, q);
+    RingGraph ring(n, q);
     std::vector<uint8_t> start(num_chains * n);
     for (size_t i = 0; i < start.size(); ++i) start[i] = static_cast<uint8_t>(i * 7 % static_cast<size_t>(q));
     std::vector<double> scratch(static_cast<size_t>(potts_gwg_scratch_bytes(n, q, 2)) / 8 + 8);
@@ -247,6 +248,51 @@ void activations() {
     derivatives<ReluDerivatives>(x);
 }
 
+template <class C, template <class> class Body>
+void chain(EnergyKind kind, int64_t dim, int64_t num_components, const std::vector<C>& constants) {
+    std::vector<C> x = normals<C>(dim, 3), momentum = normals<C>(dim, 4), grad(x.size(), C(0)), energies(num_chains);
+    std::vector<C> drift(dim), noise(dim), workspace(num_chains * dynamics_scratch(dim, num_components));
+    for (int64_t e = 0; e < dim; ++e) drift[e] = C(1 + e % 3) / 64, noise[e] = C(2 + e % 3) / 16;
+    uint8_t accepted[num_chains];
+    std::vector<double> acceptance(num_chains);
+    std::vector<int64_t> diverged(num_chains);
+    DynamicsParams p{};
+    p.energy = {constants.data(), dim, num_components, kind};
+    p.x = x.data(), p.momentum = momentum.data(), p.energies = energies.data(), p.grad = grad.data(), p.is_accepted = accepted;
+    p.acceptance = acceptance.data(), p.num_diverged = diverged.data(), p.drift = drift.data(), p.noise = noise.data(), p.key = key;
+    p.num_chains = num_chains, p.num_steps = 20, p.num_leapfrog = 3, p.step_size = 0.0625, p.noise_std = 0.25, p.clip_grad = 2.0;
+    p.clamp_min = -3.0, p.clamp_max = 3.0, p.decay = 0.75, p.jitter = 0.5, p.proposal_stream = 1, p.acceptance_stream = 2;
+    p.jitter_stream = 11, p.workspace = workspace.data();
+    for (int64_t i = 0; i < num_chains; ++i) Body<C>{p, 1}.run(i, nullptr);
+    emit(x), emit(momentum), emit(energies), emit(acceptance), emit(diverged);
+}
+
+template <class C>
+using BoundedLangevin = LangevinDynamics<C, true>;
+
+template <class C>
+void chains(EnergyKind kind, int64_t dim, int64_t num_components, const std::vector<C>& constants) {
+    chain<C, BoundedLangevin>(kind, dim, num_components, constants);
+    chain<C, MalaDynamics>(kind, dim, num_components, constants);
+    chain<C, HmcDynamics>(kind, dim, num_components, constants);
+    chain<C, KineticLangevinDynamics>(kind, dim, num_components, constants);
+    chain<C, RandomWalkDynamics>(kind, dim, num_components, constants);
+}
+
+template <class C>
+void dynamics() {
+    std::vector<C> ramp(1000);
+    for (int64_t i = 0; i < 1000; ++i) ramp[i] = C(1 + i % 7) / 4;
+    chains<C>(EnergyKind::double_well, 5, 0, {2, 1});
+    chains<C>(EnergyKind::rosenbrock, 3, 0, {1, 4});
+    chains<C>(EnergyKind::funnel, 6, 0, {C(0.25)});
+    chains<C>(EnergyKind::ring, 2, 0, {2, 4});
+    chains<C>(EnergyKind::banana, 2, 0, {C(0.25), C(0.25), 4});
+    chains<C>(EnergyKind::gaussian_diagonal, 5, 0, ramp);
+    chains<C>(EnergyKind::gaussian_full, 5, 0, ramp);
+    chains<C>(EnergyKind::gaussian_mixture, 2, 3, ramp);
+}
+
 int main() {
     for (int64_t dim : {1, 6, 200, 10007}) {
         emit(normals<float>(dim, 2));
@@ -272,5 +318,6 @@ int main() {
         probes<GaussianLaw, float>(dim), probes<GaussianLaw, double>(dim);
     }
     activations();
+    dynamics<float>(), dynamics<double>();
     return 0;
 }

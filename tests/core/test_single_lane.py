@@ -118,6 +118,24 @@ def results_of_activations() -> list[torch.Tensor]:
     return results
 
 
+def results_of_dynamics(dtype: torch.dtype) -> list[torch.Tensor]:
+    ramp = ((1 + torch.arange(1000) % 7) / 4).to(dtype)
+    kinds = [("double_well", 5, 0, [2, 1]), ("rosenbrock", 3, 0, [1, 4]), ("funnel", 6, 0, [0.25]), ("ring", 2, 0, [2, 4])]
+    kinds += [("banana", 2, 0, [0.25, 0.25, 4]), ("gaussian_diagonal", 5, 0, ramp), ("gaussian_full", 5, 0, ramp), ("gaussian_mixture", 2, 3, ramp)]
+    results = []
+    for kind, dim, num_components, values in kinds:
+        constants, elements = torch.as_tensor(values, dtype=dtype), torch.arange(dim)
+        scales = ((1 + elements % 3) / 64).to(dtype), ((2 + elements % 3) / 16).to(dtype)
+        for kernel in ("langevin", "mala", "hmc", "kinetic_langevin", "random_walk"):
+            x, momentum = (ops.normal((5, dim), key=KEY, stream=stream, dtype=dtype) for stream in (3, 4))
+            energies, grad = x.new_empty(5), torch.empty_like(x)
+            report = torch.empty(5, dtype=torch.bool), torch.zeros(5, dtype=torch.float64), torch.zeros(5, dtype=torch.int64)
+            arguments = (kernel, kind, constants, num_components, x, momentum, energies, grad, *report, *scales, KEY.tensor, 20, 3)
+            core.dynamics(*arguments, 0.0625, 0.25, 2.0, -3.0, 3.0, 0.75, 0.5, 1, 2, 11, None)
+            results += [x, momentum, energies, report[1], report[2]]
+    return results
+
+
 def test_single_lane_maths_has_the_bits_of_the_cpu(tmp_path: Path) -> None:
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not installed")
@@ -130,6 +148,7 @@ def test_single_lane_maths_has_the_bits_of_the_cpu(tmp_path: Path) -> None:
     expected += [result for q in (3, 20) for result in results_of_potts_chains(40, q)]
     expected += [result for sizes in ((20, 7), (33, 40)) for result in results_of_rbm_chains(*sizes)]
     expected += [result for dim in (1, 6, 200, 10007) for result in results_of_probes(dim)] + results_of_activations()
+    expected += [result for dtype in (torch.float32, torch.float64) for result in results_of_dynamics(dtype)]
     assert len(output) == sum(result.nbytes for result in expected)
     at = 0
     for i, result in enumerate(expected):

@@ -16,7 +16,8 @@ from torch import Tensor
 from ebmcore import Key
 from ebmcore.energies import Banana, DoubleWell, Funnel, Gaussian, GaussianMixture, Ring, Rosenbrock
 from ebmcore.gradients import energy_and_grad
-from support.statistics import assert_counts, assert_gaussian
+from support.planes import assert_plane_law
+from support.statistics import assert_gaussian
 from support.targets import assert_same_bits
 from support.truths import truth
 
@@ -109,21 +110,10 @@ def test_log_z_is_the_integral(name: str) -> None:
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_draws_have_the_law(name: str) -> None:
-    """A chi-square over 20 x 20 cells, whose probabilities are integrals of exp(-E), and all that lies outside."""
     energy = KNOWN[name].make()
     draws = energy.sample(200_000, key=Key(3), dtype=torch.float64)
     assert draws.shape == (200_000, 2)
-    low, high = draws.quantile(0.01, dim=0), draws.quantile(0.99, dim=0)
-    cells, fine = 20, 24
-    nodes, weights = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(fine))
-    axes = [low[i] + (high[i] - low[i]) / cells * (torch.arange(cells)[:, None] + (nodes + 1) / 2).flatten() for i in range(2)]
-    density = (-energy(torch.cartesian_prod(*axes)) - energy.log_z).exp().reshape(cells, fine, cells, fine)
-    inside = torch.einsum("iajb,a,b->ij", density, weights / 2, weights / 2) * ((high - low) / cells).prod()
-    place = ((draws - low) / (high - low) * cells).floor().long()
-    is_inside = ((place >= 0) & (place < cells)).all(1)
-    counts = torch.bincount((place[:, 0] * cells + place[:, 1])[is_inside], minlength=cells * cells)
-    assert 0.9 < float(inside.sum()) < 1
-    assert_counts(torch.cat((counts, (~is_inside).sum()[None])), torch.cat((inside.flatten(), 1 - inside.sum()[None])), what=name)
+    assert_plane_law(energy, draws, what=name)
 
 
 def test_draws_of_many_elements() -> None:

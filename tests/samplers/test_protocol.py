@@ -50,6 +50,7 @@ OF_TOKENS = ebmcore.energies.OneHot(Pairs(), 3, torch.float64)
 ISING = ebmcore.energies.Ising.lattice((4, 4), 0.3)
 with torch.random.fork_rng(devices=[]):
     RBM = ebmcore.energies.BernoulliRBM(5, 4).double()
+WELLS = ebmcore.energies.DoubleWell()
 SPINS = ops.rademacher((64, 4, 4), key=Key(4)).to(torch.int8)
 SAMPLERS = {
     "langevin": Case(ebmcore.Langevin(0.01), quartic, X),
@@ -64,6 +65,11 @@ SAMPLERS = {
     "kinetic langevin, preconditioned": Case(ebmcore.KineticLangevin(0.1, 1.0, torch.linspace(0.5, 1.5, 5), 0.5), quartic, X),
     "random walk": Case(ebmcore.RandomWalkMetropolis(0.3), quartic, X),
     "random walk, preconditioned": Case(ebmcore.RandomWalkMetropolis(0.3, torch.linspace(0.5, 1.5, 5)), quartic, X),
+    "langevin, native": Case(ebmcore.Langevin(0.01, clamp=(-2.0, 2.0)), WELLS, X),
+    "mala, native": Case(ebmcore.MALA(0.05), WELLS, X),
+    "hmc, native": Case(ebmcore.HMC(0.1, 4, torch.linspace(0.5, 1.5, 5), 0.3), WELLS, X, 4),
+    "kinetic langevin, native": Case(ebmcore.KineticLangevin(0.1, 1.0), WELLS, X),
+    "random walk, native": Case(ebmcore.RandomWalkMetropolis(0.3), WELLS, X),
     "annealed langevin": Case(ebmcore.AnnealedLangevin((1.0, 0.5, 0.25, 0.1), 10, 2e-4, denoise=True), wells_of_level, X, evaluations_at_start=2),
     "gibbs": Case(ebmcore.Gibbs(), Pairs(), BITS, 5),
     "gibbs, random": Case(ebmcore.Gibbs("random"), OF_TOKENS, TOKENS),

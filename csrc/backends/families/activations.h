@@ -14,6 +14,7 @@ Status run_activation(const Params& p, int64_t num_chains, int64_t dim) {
         case Activation::silu: return for_each_element<float>(Sink<SiluDerivatives>{p}, num_chains, dim, p.place);
         case Activation::tanh: return for_each_element<float>(Sink<TanhDerivatives>{p}, num_chains, dim, p.place);
         case Activation::relu: return for_each_element<float>(Sink<ReluDerivatives>{p}, num_chains, dim, p.place);
+        default: break;  // in perceptrons alone
     }
     return "no such activation";
 }

@@ -1,0 +1,51 @@
+// Whole chains of continuous samplers on native energies.
+#include "../../kernels/dynamics.h"
+#include "../launch.h"
+
+EBM_BEGIN
+namespace {
+
+constexpr int64_t kScratchAim = 16384;  // bytes: as many groups of chains at once as fit, for one hides the latency of the others
+
+template <class C, template <class> class Body>
+Status run_chains_of(const DynamicsParams& p) {
+    using L = ChainLanes<C>;
+    const int64_t numbers = dynamics_scratch(p.energy.dim, p.energy.num_components);
+    const int64_t row = numbers * static_cast<int64_t>(sizeof(typename L::V));
+    const int64_t num_groups = (p.num_chains + L::kWidth - 1) / L::kWidth, fit = kScratchAim / row;
+    int64_t per_item = fit < 1 ? 1 : fit < kMostGroups ? fit : kMostGroups;
+    if (p.energy.kind == EnergyKind::perceptron && kLanes > 1) per_item = 2;  // what its products take together
+    if (num_groups < per_item) per_item = num_groups;
+    const int64_t steps = p.num_steps * (p.num_leapfrog > 1 ? p.num_leapfrog : 1);
+    const int64_t work = per_item * steps * (p.energy.dim * (p.energy.num_components + 1) * 10 + 20);  // ns, about
+    return for_each_chain(Body<C>{p, static_cast<int>(per_item)}, (num_groups + per_item - 1) / per_item, 1 + 50000 / work,
+                          kLanes == 1 ? 0 : per_item * row, nullptr, p.place);
+}
+
+template <template <class> class Body>
+Status run_dynamics(const DynamicsParams& p) {
+    return p.dtype == Dtype::float64 ? run_chains_of<double, Body>(p) : run_chains_of<float, Body>(p);
+}
+
+template <class C>
+using FreeLangevin = LangevinDynamics<C, false>;
+template <class C>
+using BoundedLangevin = LangevinDynamics<C, true>;
+
+}  // namespace
+
+Status langevin_dynamics(const DynamicsParams& p) {
+    constexpr double inf = __builtin_inf();
+    const bool is_bounded = p.clip_grad < inf || p.clamp_min > -inf || p.clamp_max < inf;
+    return is_bounded ? run_dynamics<BoundedLangevin>(p) : run_dynamics<FreeLangevin>(p);
+}
+
+Status mala_dynamics(const DynamicsParams& p) { return run_dynamics<MalaDynamics>(p); }
+
+Status hmc_dynamics(const DynamicsParams& p) { return run_dynamics<HmcDynamics>(p); }
+
+Status kinetic_langevin_dynamics(const DynamicsParams& p) { return run_dynamics<KineticLangevinDynamics>(p); }
+
+Status random_walk_dynamics(const DynamicsParams& p) { return run_dynamics<RandomWalkDynamics>(p); }
+
+EBM_END
