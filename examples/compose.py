@@ -25,7 +25,7 @@ from ebmcore import MALA, Key, ParallelTempering, losses, warm_up
 from ebmcore.energies import MLP, mixture, negate, product
 from ebmcore.testing import count_evaluations
 
-SIDE, CELLS, POINTS = 4.5, 16, 24  # of the square [-SIDE, SIDE]²: cells a side, grid points a side of a cell
+SIDE, CELLS, POINTS = 4.5, 16, 16  # of the square [-SIDE, SIDE]²: cells a side, grid points a side of a cell
 LADDER = tuple(1.6**r for r in range(7))
 
 
