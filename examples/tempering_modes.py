@@ -54,7 +54,7 @@ def ring(num_chains: int, seed: int) -> Target:
 
 
 def clusters(num_chains: int, seed: int) -> Target:
-    """Two clusters of eight spins, at a temperature where a sweep in two million flips one; the modes are the signs of both."""
+    """Two clusters of eight spins, at a temperature where Gibbs sweeps flip one in about a million; the modes are the signs of both."""
     matrix = torch.full((16, 16), 0.09375)
     matrix[:8, :8] = matrix[8:, 8:] = 0.375
     matrix.fill_diagonal_(0.0)
@@ -80,6 +80,11 @@ def error_of(target: Target, x: Tensor) -> float:
     """Total variation of the mode weights."""
     counts = torch.bincount(target.mode_of(x), minlength=len(target.weights))
     return 0.5 * float((counts / len(x) - target.weights).abs().sum())
+
+
+def noise_of(target: Target, num_chains: int) -> float:
+    """The mean total variation of as many independent draws."""
+    return float((target.weights * (1 - target.weights) / (2 * math.pi * num_chains)).sqrt().sum())
 
 
 def run(name: str, sampler: Any, target: Target, state: Any, budget: int, cost: int) -> tuple[Curve, list[Any]]:
@@ -111,9 +116,10 @@ def compare(name: str, args: argparse.Namespace) -> tuple[Target, list[Curve]]:
     num_steps = sum(count for count, _ in infos)
     swaps = sum(count * info.swap_acceptance_prob.mean(0) for count, info in infos) / num_steps
     trips = sum(float(info.num_round_trips.double().mean()) for _, info in infos)
-    noise = float((target.weights * (1 - target.weights) * 2 / (math.pi * args.chains)).sqrt().sum()) / 2
     print(f"  swaps accepted: {', '.join(f'{s:.2f}' for s in swaps.tolist())}; round trips of a chain: {trips:.1f} in {num_steps} steps")
-    print(f"  total variation of {args.chains} independent draws: {noise:.4f} on average; {time.perf_counter() - begin:.1f} s")
+    print(
+        f"  total variation of {args.chains} independent draws: {noise_of(target, args.chains):.4f} on average; {time.perf_counter() - begin:.1f} s"
+    )
     return target, curves
 
 
@@ -136,6 +142,7 @@ def draw(path: Path, results: dict[str, tuple[Target, list[Curve]]], num_chains:
             axes.set_title(f"{name}: {curve.name}", fontsize=10)
         for curve in curves:
             row[2].loglog([max(e, 1) for e in curve.evaluations], [max(e, 1e-4) for e in curve.errors], "o-", ms=3, label=curve.name)
+        row[2].axhline(noise_of(target, num_chains), color="0.5", ls="--", lw=1, label="independent draws")
         row[2].set(xlabel="energy evaluations a chain", ylabel="total variation of the mode weights", title=f"{num_chains} chains")
         row[2].legend()
     figure.savefig(path, dpi=110)

@@ -22,6 +22,7 @@ DATA = ROOT.parent / "shared" / "data"
 EXAMPLES = {
     "ising_phase_transition": "--sides 4 8 --chains 8 --sweeps 5 --kept 2 --threads 1",
     "inverse_ising": "--side 4 --samples 50 --steps 1 3 --iterations 5 --chains 10 --threads 1",
+    "compose": "--updates 3 --chains 50 --steps 8 --threads 1",
     "binary_ebm": "--iterations 3 --batch-size 16 --steps 2 --channels 4 --ais-chains 5 --temperatures 3 --threads 1",
     "protein_potts": "--data 1atzA.aln --iterations 3 --chains 20 --sweeps 1 --fresh 50 --fresh-sweeps 3 --threads 1",
     "tempering_modes": "--chains 40 --evaluations 200 --threads 1",
@@ -34,6 +35,7 @@ EXAMPLES = {
 FIGURES = {
     "ising_phase_transition": r"0\.4407 +-1\.\d+ ± \d\.\d+ +-1\.41421",
     "inverse_ising": r"RMSE 0\.\d+: Gibbs 3 evaluations per update",
+    "compose": r"ring · crescent: total variation 0\.\d+, of as many independent draws 0\.\d+; 14 calls of each part",
     "binary_ebm": r"AIS: log Z = \d+\.\d+ ± \d\.\d+",
     "tempering_modes": r"parallel tempering over Gibbs: total variation 0\.\d+ after 200 evaluations",
     "trace_estimators": r"24 rms errors, the furthest [0-4]\.\d standard errors off",

@@ -273,13 +273,17 @@ class _Tempered:
 class _NativelyTempered(_Tempered):
     """The same of an energy that makes scaled copies of itself with native chains: those of a temperature together."""
 
+    def __init__(self, energy: Any, num_chains: int, temperatures: Sequence[float], units: Tensor | None) -> None:
+        super().__init__(energy, num_chains, temperatures, units)
+        self.copies = [energy.scaled(1 / t) for t in temperatures]
+
     def native_chain(self, kernel: str, states: Tensor, key: Tensor, num_steps: int, **options: Any) -> NativeRun | None:
         num_temperatures = len(self.temperatures)
         replicas = states.reshape(self.num_chains, num_temperatures, *states.shape[1:]).transpose(0, 1).contiguous()
         runs = []
-        for r, t in enumerate(self.temperatures):
+        for r, tempered in enumerate(self.copies):
             own_key = torch.stack((key[0], key[1], key[2] // num_temperatures + r * _CHAINS_OF_A_TEMPERATURE))
-            run: NativeRun | None = self.energy.scaled(1 / t).native_chain(kernel, replicas[r], own_key, num_steps, **options)
+            run: NativeRun | None = tempered.native_chain(kernel, replicas[r], own_key, num_steps, **options)
             if run is None:
                 return None
             runs.append(run)

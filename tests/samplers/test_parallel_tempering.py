@@ -179,16 +179,16 @@ def test_bimodal_models_keep_their_law(case):
 
 @pytest.mark.parametrize("case", [0, 1])
 def test_bimodal_models_are_crossed(case):
-    """All chains start in one mode, which single-site Gibbs needs millions of sweeps to leave; after 400 steps each mode has its weight."""
+    """All chains start in one mode, which single-site Gibbs needs millions of sweeps to leave; after 300 steps each mode has its weight."""
     model = truth("bimodal")["cases"][case]
     energy, num_first = ising(model, torch.float32), model["params"]["nA"]
     x = torch.full((4000, 16), -1, dtype=torch.int8)
     x[:, num_first:] = -1 if case == 0 else 1  # the clusters of the second case repel each other
     sampler = ParallelTempering(Gibbs(), [1 / beta for beta in model["params"]["betas"]])
-    state, info = sampler.advance(energy, sampler.init(energy, x, seed=Key(10)), 400)
+    state, info = sampler.advance(energy, sampler.init(energy, x, seed=Key(10)), 300)
     assert_counts(modes(state.x, num_first), mode_weights(model["ladder"][0]), what="modes")
     assert float(info.num_round_trips.double().mean()) > 10
-    stuck = modes(Gibbs()(energy.scaled(model["params"]["betas"][0]), x, 400, seed=10), num_first)
+    stuck = modes(Gibbs()(energy.scaled(model["params"]["betas"][0]), x, 300, seed=10), num_first)
     assert int(stuck.max()) == int(stuck[0 if case == 0 else 2]) > 3900
 
 
@@ -441,7 +441,7 @@ def test_traces_and_modes_of_torch():
 def test_the_ladder_is_adapted_to_equal_rejection():
     """From acceptances that differ by more than 0.5 to ones that agree to 0.05; the ends stay, and so does the sampler."""
     energy = Ising.lattice((4, 4), 0.6).double()
-    x = ops.rademacher((400, 4, 4), key=Key(1)).to(torch.int8)
+    x = ops.rademacher((200, 4, 4), key=Key(1)).to(torch.int8)
     sampler = ParallelTempering(Gibbs(), (1.0, 1.1, 1.2, 1.3, 8.0))
     before = sampler.advance(energy, sampler.init(energy, x, seed=1), 100)[1].swap_acceptance_prob.mean(0)
     tuned, state = sampler.adapt_ladder(energy, x, 500, seed=Key(2))
@@ -492,7 +492,7 @@ def test_a_ladder_with_a_gap_is_reported():
         sampler(energy, x, 1000, seed=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sampler(energy, x, 999, seed=1)
+        sampler(energy, x, 300, seed=1)
 
 
 @pytest.mark.parametrize(
