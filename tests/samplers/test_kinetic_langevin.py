@@ -15,7 +15,7 @@ from support.targets import Counting, Gaussian, Spoiled, assert_same_bits, quadr
 from support.truths import truth
 
 KEY = Key(5, step=6, first_chain=7)
-NUM = 100_000
+NUM = 40_000
 
 
 def tensor(values) -> Tensor:

@@ -98,7 +98,7 @@ def test_the_target_is_invariant(sampler, dtype):
     row = truth("continuous")["gaussian"][0]
     precision, mean = torch.tensor(row["precision"], dtype=torch.float64), torch.tensor(row["mu"], dtype=torch.float64)
     covariance = precision.inverse()
-    x = (normals(100_000, 2, 90) @ torch.linalg.cholesky(covariance).T + mean).to(dtype)
+    x = (normals(40_000, 2, 90) @ torch.linalg.cholesky(covariance).T + mean).to(dtype)
     energy = Gaussian(row["precision"], row["mu"], dtype)
     state, info = sampler.advance(energy, sampler.init(energy, x, seed=91), 10)
     assert 0.3 < float(info.acceptance_prob.mean()) < 0.99
@@ -113,7 +113,7 @@ def test_targets_of_one_dimension_are_invariant(sampler, target):
     grid = torch.linspace(-40, 40, 800_001, dtype=torch.float64)
     cdf = torch.cumulative_trapezoid((-energy(grid[:, None]) - law["lnZ"]).exp(), grid)
     assert float(cdf[-1]) == pytest.approx(1.0, abs=1e-6)
-    u = ops.uniform((100_000, 1), key=Key(95), stream=ops.Stream.INIT, dtype=torch.float64)
+    u = ops.uniform((40_000, 1), key=Key(95), stream=ops.Stream.INIT, dtype=torch.float64)
     x = grid[torch.searchsorted(cdf, u).clamp(max=len(cdf) - 1)]
     state, info = sampler.advance(energy, sampler.init(energy, x, seed=96), 10)
     assert 0.2 < float(info.acceptance_prob.mean()) < 0.99
@@ -130,8 +130,8 @@ def test_walls_cut_the_law_off(sampler):
         value = 0.5 * x.square().sum(1)
         return torch.where((x > 0).all(1), value, torch.inf)
 
-    x = normals(100_000, 1, 97).abs()
+    x = normals(40_000, 1, 97).abs()
     state, info = sampler.advance(energy, sampler.init(energy, x, seed=98), 10)
     assert bool((state.x > 0).all())
-    assert int(info.num_diverged.sum()) > 10_000
+    assert int(info.num_diverged.sum()) > 4_000
     assert_law(torch.erf(state.x / math.sqrt(2)), what=str(sampler))

@@ -71,7 +71,7 @@ def test_stationary_law_of_baoab(row):
     covariance = torch.tensor([[law["var_x"], law["cov_xp"]], [law["cov_xp"], law["var_p"]]], dtype=torch.float64)
     energy = Gaussian([0.0], precision=[case["w2"]])
     sampler = KineticLangevin(case["dt"], case["gamma"])
-    z = normals(100_000, 2, 170 + row) @ torch.linalg.cholesky(covariance).T
+    z = normals(40_000, 2, 170 + row) @ torch.linalg.cholesky(covariance).T
     x, momentum = z[:, :1].contiguous(), z[:, 1:].contiguous()
     value, grad = energy_and_grad(energy, x)
     state = sampler.init(energy, x, seed=180 + row)._replace(energy=value, grad=grad, momentum=momentum)

@@ -60,7 +60,7 @@ def mala_acceptance(dim: int, h: float) -> float:
 
 
 def check_one_step(sampler, energy, law: dict, seed: int, dtype: torch.dtype = torch.float64) -> None:
-    num = 200_000
+    num = 100_000
     state, info = one_step(sampler, energy, torch.full((num, 1), law["x0"], dtype=dtype), seed)
     what = f"{sampler}, {law['target']} from {law['x0']}"
     assert_mean(info.acceptance_prob, law["mean_accept"], what=f"{what}: acceptance")
