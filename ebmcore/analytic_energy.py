@@ -17,6 +17,7 @@ from ebmcore.types import Key, bounded_int
 
 _STREAM = int(ops.Stream.INIT)
 _CELLS, _NODES = 1024, 12  # of a LineLaw
+MAX_NATIVE_DIM = 2**14  # elements of a chain: those of a lane's width of chains stay in a core's cache
 
 
 class AnalyticEnergy(nn.Module, abc.ABC):
@@ -57,7 +58,7 @@ class AnalyticEnergy(nn.Module, abc.ABC):
         if type(self).forward is not AnalyticEnergy.forward or x.dtype not in (torch.float32, torch.float64) or num_steps == 0 or len(x) == 0:
             return None
         self._check_shape(x)
-        native = self._native(x)
+        native = self._native(x) if x.numel() <= MAX_NATIVE_DIM * len(x) else None
         return None if native is None else run_dynamics(kernel, native, x, momentum, key, num_steps, **options)
 
     def _native(self, x: Tensor) -> NativeEnergy | None:

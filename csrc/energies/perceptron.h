@@ -132,20 +132,22 @@ EBM_HD void evaluate_perceptron(const PerceptronParams& p, const Rows<V> (&x)[M]
             energy[m].add(sum * p.sign);
         }
     }
-    if (!kGrad) return;
-    for (int m = 0; m < M; ++m) {
-        u[m] = last == 0 ? grad[m] : place(last, m, 1);
-        for (int64_t k = 0; k < width; ++k) u[m][k] = V{} + weight[k] * p.sign;
-    }
-    for (int l = last; l > 0; --l) {
-        Rows<V> below[M];
+    if constexpr (kGrad) {
         for (int m = 0; m < M; ++m) {
-            const Rows<V> slopes = place(l, m, 0);
-            for (int64_t k = 0; k < p.widths[l]; ++k) u[m][k] = u[m][k] * slopes[k];
-            below[m] = l == 1 ? grad[m] : place(l - 1, m, 1);
+            u[m] = last == 0 ? grad[m] : place(last, m, 1);
+            for (int64_t k = 0; k < width; ++k) u[m][k] = V{} + weight[k] * p.sign;
         }
-        multiply(p.weights[l - 1], int64_t(1), p.widths[l - 1], static_cast<const float*>(nullptr), u, p.widths[l], below, p.widths[l - 1]);
-        for (int m = 0; m < M; ++m) u[m] = below[m];
+        for (int l = last; l > 0; --l) {
+            Rows<V> below[M];
+            for (int m = 0; m < M; ++m) {
+                const Rows<V> slopes = place(l, m, 0);
+                for (int64_t k = 0; k < p.widths[l]; ++k) u[m][k] = u[m][k] * slopes[k];
+                below[m] = l == 1 ? grad[m] : place(l - 1, m, 1);
+            }
+            multiply(p.weights[l - 1], int64_t(1), p.widths[l - 1], static_cast<const float*>(nullptr), u, p.widths[l], below,
+                     p.widths[l - 1]);
+            for (int m = 0; m < M; ++m) u[m] = below[m];
+        }
     }
 }
 

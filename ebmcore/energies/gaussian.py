@@ -13,6 +13,8 @@ from ebmcore.analytic_energy import AnalyticEnergy, Draws, cholesky, constants, 
 from ebmcore.ops.dynamics import NativeEnergy
 from ebmcore.types import Key
 
+MAX_NATIVE_FULL = 256  # elements of full precision; beyond, torch's matrix products are faster than whole chains
+
 
 class Gaussian(AnalyticEnergy):
     """E(x) = ½ (x - mean)ᵀ precision (x - mean); log_z = (dim/2) ln 2π - ½ ln |precision|.
@@ -73,5 +75,7 @@ class Gaussian(AnalyticEnergy):
     def _native(self, x: Tensor) -> NativeEnergy | None:
         if self.precision.dim() == 1:
             return NativeEnergy("gaussian_diagonal", torch.cat((self.mean, self.precision)).to(x))
+        if len(self.mean) > MAX_NATIVE_FULL:
+            return None
         fill = -len(self.mean) % 8  # rows of whole tiles
         return NativeEnergy("gaussian_full", torch.cat((pad(self.mean, (0, fill)), pad(self.precision, (0, fill)).flatten())).to(x))

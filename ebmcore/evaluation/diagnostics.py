@@ -6,6 +6,7 @@ what `sample` keeps, (num_kept, num_chains, *event), and judge each element of t
 
 from __future__ import annotations
 
+import importlib
 from typing import Any, Literal
 
 import numpy as np
@@ -70,7 +71,7 @@ def _diagnose(name: str, x: Tensor, method: str, methods: tuple[str, ...], **opt
     if method not in methods:
         raise ValueError(f"{name}: method must be one of {', '.join(methods)}, got {method!r}")
     try:
-        from arviz_stats.base import array_stats
+        array_stats = importlib.import_module("arviz_stats.base").array_stats
     except ImportError as error:
         raise ImportError(f"{name}: needs arviz-stats (pip install ebmcore[diagnostics])") from error
     with np.errstate(divide="ignore", invalid="ignore"):  # NaN is the answer where nothing varies

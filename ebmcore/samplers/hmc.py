@@ -19,13 +19,14 @@ class HMC(MetropolisSampler):
     """Fresh momenta p ~ N(0, M), `num_leapfrog` leapfrog steps, accepted or not: targets exp(-E) exactly.
 
     One energy evaluation a leapfrog step. Best tuned to accept 0.651 of its trajectories (Beskos, Pillai, Roberts, Sanz-Serna & Stuart 2013,
-    Bernoulli 19(5A), 1501-1534): see `warm_up`.
+    Bernoulli 19(5A), 1501-1534): see `warm_up`. Near-Gaussian targets have closed orbits, on which acceptance rises and falls with
+    step_size · num_leapfrog unless it is jittered.
 
     Args:
         step_size: > 0, of a leapfrog step.
         num_leapfrog: >= 1.
         inverse_mass: the diagonal of M⁻¹, positive, of the event's shape: best the variances of the target. Ones by default.
-        jitter: in [0, 1]; each trajectory of each chain has steps of step_size · (1 + jitter · (2u - 1)), u uniform, against periodic orbits.
+        jitter: in [0, 1]; each trajectory of each chain has steps of step_size · (1 + jitter · (2u - 1)), u uniform.
 
     Raises:
         TypeError, ValueError: for arguments that are not as above.
@@ -59,8 +60,7 @@ class HMC(MetropolisSampler):
         else:
             inverse_mass, momentum = metric.inverse_mass, momentum / metric.scale
         new_x, new_momentum, value, new_grad = leapfrog(energy, x, momentum, grad, step_size, self.num_leapfrog, inverse_mass)
-        p, new_p = momentum.double(), new_momentum.double()
-        loss = (p - new_p) * (p + new_p)  # of kinetic energy, p² - p'² without its cancellation
+        loss = (momentum - new_momentum) * (momentum + new_momentum)  # of kinetic energy, p² - p'² without its cancellation
         return Proposal(new_x, value, new_grad, 0.5 * row_sums(loss if inverse_mass is None else loss * inverse_mass))
 
 

@@ -50,7 +50,7 @@ class MALA(MetropolisSampler):
             noise = ops.normal(x.shape, key=key, stream=ops.Stream.PROPOSAL, dtype=x.dtype, device=x.device)
             new_x = x - grad * metric.inverse_mass * h + noise * metric.scale * noise_std
         value, new_grad = energy_and_grad(energy, new_x)
-        # log q(x | x') - log q(x' | x), with the squares multiplied out: what they have in common would swamp the difference.
-        g, new_g = grad.double(), new_grad.double()
-        change = new_g - g if metric is None else (new_g - g) * metric.inverse_mass
-        return Proposal(new_x, value, new_grad, 0.5 * row_sums((g + new_g) * (new_x.double() - x.double() - 0.5 * h * change)))
+        # log q(x | x') - log q(x' | x) = ½ (g + g') · (x' - x - ½ h M⁻¹ (g' - g)): the squares have too much in common to be subtracted.
+        change = new_grad - grad if metric is None else (new_grad - grad) * metric.inverse_mass
+        correction = 0.5 * row_sums((new_x - x - (0.5 * h) * change) * (grad + new_grad))
+        return Proposal(new_x, value, new_grad, correction)

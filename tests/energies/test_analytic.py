@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ebmcore import Key
+from ebmcore.analytic_energy import LineLaw
 from ebmcore.energies import Banana, DoubleWell, Funnel, Gaussian, GaussianMixture, Ring, Rosenbrock
 from ebmcore.gradients import energy_and_grad
 from support.planes import assert_plane_law
@@ -114,6 +115,13 @@ def test_draws_have_the_law(name: str) -> None:
     draws = energy.sample(200_000, key=Key(3), dtype=torch.float64)
     assert draws.shape == (200_000, 2)
     assert_plane_law(energy, draws, what=name)
+
+
+def test_quantiles_along_a_line() -> None:
+    law = LineLaw(lambda t: 0.5 * t.square() + 3.0, -9.0, 9.0)
+    assert law.log_z == pytest.approx(0.5 * math.log(2 * math.pi) - 3.0, abs=1e-13)
+    u = torch.linspace(1e-6, 1 - 1e-6, 10_001, dtype=torch.float64)
+    torch.testing.assert_close(law.quantile(u), torch.special.ndtri(u), rtol=1e-9, atol=1e-11)
 
 
 def test_draws_of_many_elements() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ebmcore import HMC, MALA, DivergenceError, KineticLangevin, Langevin, RandomWalkMetropolis, ops
 from ebmcore._native import core
 from ebmcore.energies import Banana, DoubleWell, Funnel, Gaussian, GaussianMixture, Ring, Rosenbrock
+from ebmcore.gradients import energy_and_grad
 from ebmcore.types import Key
 from support.planes import assert_plane_law
 from support.statistics import assert_gaussian
@@ -74,6 +75,20 @@ def test_native_chains_are_the_torch_chains(energy: str, sampler: str, dtype: to
         for a, b in pairs:
             assert a.dtype == b.dtype
             torch.testing.assert_close(a[is_same].double(), b[is_same].double(), **tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("energy", ENERGIES)
+def test_energy_and_gradient_near_and_far(energy: str, dtype: torch.dtype, cpu_target: str) -> None:
+    """A step that goes nowhere reports E and ∇E where it is; far from all modes, too, where every part of a mixture underflows."""
+    model = ENERGIES[energy]
+    for scale in (1.0, 6.0, 60.0) if energy != "funnel" else (1.0, 6.0):
+        x = _start(model, 30, dtype) * scale
+        value, grad = energy_and_grad(model, x)
+        run = model.native_dynamics("langevin", x.clone(), None, KEY.tensor, 1, step_size=1e-30, noise_std=0.0)
+        tolerance = 1e-12 if dtype == torch.float64 else 2e-5
+        torch.testing.assert_close(run.energy, value, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(run.grad, grad, rtol=tolerance, atol=tolerance * max(1.0, float(grad.abs().mean())))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -202,6 +217,8 @@ def test_what_is_not_native_is_left_to_torch() -> None:
         (DoubleWell(), "a new one", x),
         (DoubleWell(), "mala", x.bfloat16()),
         (DoubleWell(), "mala", x[:0]),
+        (DoubleWell(), "mala", torch.ones(2, 20_000)),
+        (Gaussian(torch.zeros(300), precision=torch.eye(300)), "mala", torch.ones(2, 300)),
     ]:
         assert model.native_dynamics(kernel, states, None, KEY.tensor, 3, step_size=0.1) is None
     assert torch.equal(x, torch.ones(4, 2))

@@ -98,7 +98,7 @@ def test_random_walk(inverse_mass):
 @pytest.mark.parametrize(
     ("sampler", "per_step"),
     [(MALA(0.1), 1), (HMC(0.1, 1), 1), (HMC(0.1, 7), 7), (RandomWalkMetropolis(0.1), 1)],
-    ids=str,
+    ids=["mala", "hmc 1", "hmc 7", "walk"],
 )
 def test_evaluations(sampler, per_step):
     """One forward at the start and one a proposal (a leapfrog step), each with one backward but for the random walk."""
