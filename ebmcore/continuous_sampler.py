@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ebmcore import ops
 from ebmcore.gradients import check_state, energy_and_grad, evaluate
+from ebmcore.ops.dynamics import DynamicsRun
 from ebmcore.types import STEP_BITS, DivergenceError, EnergyFn, Key, bounded_int
 
 _KEYS_AT_ONCE = 1024
@@ -52,26 +53,6 @@ class MetropolisInfo(NamedTuple):
     is_accepted: Tensor
     acceptance_prob: Tensor
     num_diverged: Tensor
-
-
-class DynamicsRun(NamedTuple):
-    """What `energy.native_dynamics(kernel, x, momentum, key, num_steps, **options)` returns of the steps that it took in place.
-
-    x and momentum (None but for "kinetic_langevin") are contiguous float32 or float64 tensors that belong to the call, key an int64 tensor
-    [seed, step, first_chain]. The energy returns None, and has done nothing, where it has no such steps.
-
-    Attributes:
-        energy: (num_chains,), E(x) after the last step.
-        grad: ∇E(x) there, shaped as x; None where the kernel needs none.
-        is_accepted: as `MetropolisInfo`, and so on; None of kernels that do not reject. num_diverged of those, if there is one, counts the
-            steps whose result was not finite.
-    """
-
-    energy: Tensor
-    grad: Tensor | None
-    is_accepted: Tensor | None
-    acceptance_prob: Tensor | None
-    num_diverged: Tensor | None
 
 
 class Proposal(NamedTuple):
@@ -287,7 +268,12 @@ def _accept(x: Tensor, value: Tensor, new: Proposal, key: Tensor) -> tuple[Tenso
 def run_natively(
     energy: EnergyFn, kernel: str, x: Tensor, momentum: Tensor | None, key: Key, num_steps: int, options: dict[str, Any]
 ) -> tuple[Tensor, Tensor | None, DynamicsRun] | None:
-    """Native steps from x and momentum, which stay as they are: both after the steps, and the report; None if the energy has no such steps."""
+    """Native steps from x and momentum, which stay as they are: both after the steps, and the report; None if the energy has no such steps.
+
+    An energy's `native_dynamics(kernel, x, momentum, key, num_steps, **options)` takes the steps in place. x and momentum (None but for
+    "kinetic_langevin") are contiguous float32 or float64 tensors that belong to the call, key is an int64 tensor [seed, step, first_chain].
+    It returns None, and has done nothing, where it has no such steps.
+    """
     native_dynamics = getattr(energy, "native_dynamics", None)
     if native_dynamics is None or x.dtype not in (torch.float32, torch.float64):
         return None

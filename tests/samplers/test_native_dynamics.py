@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ebmcore import HMC, MALA, DivergenceError, Key, KineticLangevin, Langevin, RandomWalkMetropolis, ops
-from ebmcore.continuous_sampler import DynamicsRun
+from ebmcore.ops.dynamics import DynamicsRun
 from support.targets import assert_same_bits, quartic
 
 KEY = Key(5, step=6, first_chain=7)
