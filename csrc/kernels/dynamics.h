@@ -12,7 +12,7 @@ EBM_BEGIN
 namespace {
 
 #if defined(__CUDACC__)
-#define EBM_CALL EBM_HD
+#define EBM_CALL __host__ __device__ __noinline__
 constexpr int kMostGroups = 1;
 #else
 #define EBM_CALL __attribute__((noinline))

@@ -78,7 +78,8 @@ class Langevin:
         clamp: (low, high) of the state after each step.
         noise_first: add the noise before the gradient is taken, as IGEBM does, instead of with it.
         on_divergence: what happens to a chain whose state, energy or gradient is no longer finite. "raise": DivergenceError, found
-            at the latest 32 steps on. "freeze": it stays at its last finite state. "restart": it goes back to where `init` found it.
+            at the latest 32 steps on, of native chains at the end of the call. "freeze": it stays at its last finite state. "restart": it
+            goes back to where `init` found it.
 
     Raises:
         TypeError, ValueError: for arguments that are not as above.

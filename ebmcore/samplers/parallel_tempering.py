@@ -331,7 +331,7 @@ def _swap(replicas: Any, betas: Tensor, units: Tensor | None, key: Key) -> tuple
     changes = {}
     for name, field in replicas._asdict().items():
         if isinstance(field, Tensor) and field.shape[:1] == rows.shape:
-            changes[name] = field[rows]
+            changes[name] = field.index_select(0, rows)
             if name in growths:
                 scale = (growths[name] / growths[name][source]).reshape(-1, *[1] * (field.dim() - 1))
                 changes[name] = (changes[name] * scale).to(field.dtype)

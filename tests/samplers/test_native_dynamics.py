@@ -20,10 +20,10 @@ def start(dtype: torch.dtype = torch.float64) -> torch.Tensor:
 
 
 class Native:
-    """An energy that takes steps itself: by our samplers' own steps on it, if `can`; counts what it is asked."""
+    """An energy that takes steps by our samplers' own steps, if `can`, and counts what it is asked; `spoil`: chain -> step whose result is NaN."""
 
-    def __init__(self, energy=quartic, can=True, has_grad=True, spoil=None):
-        self.energy, self.can, self.has_grad, self.spoil, self.calls, self.count = energy, can, has_grad, spoil, [], 0
+    def __init__(self, energy=quartic, can=True, has_grad=True, spoil=()):
+        self.energy, self.can, self.has_grad, self.spoil, self.calls, self.count = energy, can, has_grad, dict(spoil), [], 0
 
     def __call__(self, x):
         self.count += 1
@@ -44,8 +44,9 @@ class Native:
         x.copy_(state.x)
         if momentum is not None:
             momentum.copy_(state.momentum)
-        if self.spoil is not None and int(key[1]) + num_steps > self.spoil:
-            x[1] = math.nan
+        for chain, step in self.spoil.items():
+            if int(key[1]) + num_steps > step:
+                x[chain] = math.nan
         rejects = kernel not in ("langevin", "kinetic_langevin")
         return DynamicsRun(
             state.energy,
@@ -126,8 +127,8 @@ def test_native_chains_get_the_metric_in_their_dtype(make, dtype):
 @pytest.mark.parametrize("sampler", [Langevin(0.05), KineticLangevin(0.1, 1.0)], ids=["langevin", "kinetic langevin"])
 @pytest.mark.parametrize("step", [0, 1, 17, 49])
 def test_native_chains_that_diverge(sampler, step):
-    """The step is found, and the last finite energies, whatever the native run says of them."""
-    energy = Native(spoil=KEY.step + step)
+    """The first step is found, the chains that it took, and their last finite energies."""
+    energy = Native(spoil={1: KEY.step + step, 4: KEY.step + step + 1})
     state = sampler.init(energy, start(), seed=KEY)
     last, _ = sampler.advance(quartic, state, step)
     message = rf"{type(sampler).__name__}: the result of step {step} is not finite .* in 1 of 6 chains \(1;"
