@@ -38,7 +38,8 @@ class DynamicsRun(NamedTuple):
         grad: ∇E(x) there, shaped as x; None for "random_walk".
         is_accepted: (num_chains,) bool, the proposal of the last step; this and what follows None for kernels that do not reject.
         acceptance_prob: (num_chains,) float64, mean over the steps.
-        num_diverged: (num_chains,) int64, proposals that were not finite and hence rejected.
+        num_diverged: (num_chains,) int64, proposals that were not finite and hence rejected; of a kernel that does not reject, if there is
+            one, steps whose result was not finite.
     """
 
     energy: Tensor

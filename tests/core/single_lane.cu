@@ -257,7 +257,8 @@ void chain(EnergyKind kind, int64_t dim, int64_t num_components, const std::vect
     std::vector<double> acceptance(num_chains);
     std::vector<int64_t> diverged(num_chains);
     DynamicsParams p{};
-    p.energy = {constants.data(), dim, num_components, kind};
+    p.energy.constants = constants.data(), p.energy.dim = dim, p.energy.num_components = num_components, p.energy.kind = kind;
+    p.energy.num_chains = num_chains;
     p.x = x.data(), p.momentum = momentum.data(), p.energies = energies.data(), p.grad = grad.data(), p.is_accepted = accepted;
     p.acceptance = acceptance.data(), p.num_diverged = diverged.data(), p.drift = drift.data(), p.noise = noise.data(), p.key = key;
     p.num_chains = num_chains, p.num_steps = 20, p.num_leapfrog = 3, p.step_size = 0.0625, p.noise_std = 0.25, p.clip_grad = 2.0;

@@ -150,4 +150,7 @@ def test_streams_keep_their_numbers():
         "HIDDEN": 8,
         "NOISE": 9,
         "LEVEL": 10,
+        "JITTER": 11,
+        "SWAP": 12,
+        "MOMENTUM": 13,
     }
