@@ -9,6 +9,7 @@ import typing_extensions
 
 __all__: list[str] = [
     "MAX_DERIVATIVE",
+    "MAX_PARTS",
     "NORM_SEGMENT",
     "RBM_CHUNK",
     "RBM_RECORD",
@@ -123,9 +124,8 @@ def cpu_target() -> str: ...
 def cpu_targets() -> list[str]: ...
 def dynamics(
     kernel: str,
-    kind: str,
-    constants: typing.Any,
-    num_components: typing.SupportsInt | typing.SupportsIndex,
+    parts: collections.abc.Sequence[tuple[str, typing.Any, typing.SupportsInt | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex]],
+    factors: typing.Any,
     x: typing.Any,
     momentum: typing.Any,
     energies: typing.Any,
@@ -150,7 +150,11 @@ def dynamics(
     jitter_stream: typing.SupportsInt | typing.SupportsIndex,
     workspace: typing.Any,
 ) -> None: ...
-def dynamics_scratch(dim: typing.SupportsInt | typing.SupportsIndex, num_components: typing.SupportsInt | typing.SupportsIndex) -> int:
+def dynamics_scratch(
+    dim: typing.SupportsInt | typing.SupportsIndex,
+    num_components: typing.SupportsInt | typing.SupportsIndex,
+    num_parts: typing.SupportsInt | typing.SupportsIndex,
+) -> int:
     """
     Numbers of scratch of a chain.
     """
@@ -417,6 +421,7 @@ def uniform(
 ) -> None: ...
 
 MAX_DERIVATIVE: int = 4
+MAX_PARTS: int = 4
 NORM_SEGMENT: int = 8192
 RBM_CHUNK: int = 16
 RBM_RECORD: int = 32

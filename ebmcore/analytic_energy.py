@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmcore import ops
-from ebmcore.ops.dynamics import DynamicsRun, NativeEnergy, run_dynamics
+from ebmcore.ops.dynamics import NativeChains, NativeEnergy
 from ebmcore.ops.registration import key_tensor
 from ebmcore.types import Key, bounded_int
 
@@ -20,8 +20,10 @@ _CELLS, _NODES = 1024, 12  # of a LineLaw
 MAX_NATIVE_DIM = 2**14  # elements of a chain: those of a lane's width of chains stay in a core's cache
 
 
-class AnalyticEnergy(nn.Module, abc.ABC):
+class AnalyticEnergy(NativeChains, nn.Module):
     """E(x) by formula on (num_chains, *event) with `dim` elements an event: no parameters, all constants in float64.
+
+    Native chains have constants rounded to the dtype of x, and sums over elements in float64.
 
     Attributes:
         dim: elements of an event; None: any number.
@@ -50,16 +52,13 @@ class AnalyticEnergy(nn.Module, abc.ABC):
     def _energy(self, x: Tensor) -> Tensor:
         """The energies, (num_chains,), of (num_chains, dim) float32 or float64, in its dtype."""
 
-    def native_dynamics(self, kernel: str, x: Tensor, momentum: Tensor | None, key: Tensor, num_steps: int, **options: Any) -> DynamicsRun | None:
-        """`num_steps` steps in place, natively, as `ops.dynamics.run_dynamics` describes them; None, and nothing done, if there is no such kernel.
-
-        E and ∇E are those of the formula, with constants rounded to the dtype of x, and sums over elements in float64.
-        """
-        if type(self).forward is not AnalyticEnergy.forward or x.dtype not in (torch.float32, torch.float64) or num_steps == 0 or len(x) == 0:
+    def native_parts(self, x: Tensor) -> tuple[NativeEnergy] | None:
+        """The formula; None for more than `MAX_NATIVE_DIM` elements, where native code has none, and where a subclass computes something else."""
+        if type(self).forward is not AnalyticEnergy.forward or x.dtype not in (torch.float32, torch.float64) or len(x) == 0:
             return None
         self._check_shape(x)
-        native = self._native(x) if x.numel() <= MAX_NATIVE_DIM * len(x) else None
-        return None if native is None else run_dynamics(kernel, native, x, momentum, key, num_steps, **options)
+        part = self._native(x) if x.numel() <= MAX_NATIVE_DIM * len(x) else None
+        return None if part is None else (part,)
 
     def _native(self, x: Tensor) -> NativeEnergy | None:
         """The energy as native code knows it, in the dtype of x and where it is; None if it does not."""

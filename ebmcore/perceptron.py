@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ebmcore.ops import activation_derivatives
 from ebmcore.ops.activations import layer_in_forward_mode
-from ebmcore.ops.dynamics import DynamicsRun, NativeEnergy, fuses_multiply_add, run_dynamics
+from ebmcore.ops.dynamics import NativeEnergy, fuses_multiply_add
 
 _NATIVE: dict[type[nn.Module], str] = {nn.SiLU: "silu", nn.Tanh: "tanh", nn.Softplus: "softplus", nn.Sigmoid: "sigmoid", nn.ReLU: "relu"}
 _ELEMENTWISE = (nn.CELU, nn.ELU, nn.GELU, nn.LeakyReLU, nn.Mish, nn.SELU, nn.Softplus, nn.Softsign)
@@ -80,17 +80,15 @@ class Perceptron:
         takes_shape = x.dim() == 2 or not isinstance(self._owner, nn.Sequential)  # which works on the last dimension alone
         return is_same and is_field and takes_shape and x.shape[1:].numel() == self.num_inputs and not torch.is_autocast_enabled(x.device.type)
 
-    def native_dynamics(
-        self, kernel: str, x: Tensor, momentum: Tensor | None, key: Tensor, num_steps: int, *, sign: float = 1.0, **options: Any
-    ) -> DynamicsRun | None:
-        """Steps of chains on sign · E, natively, with the parameters read where they are; None, and nothing done, where that cannot be.
+    def native_parts(self, x: Tensor, sign: float = 1.0) -> tuple[NativeEnergy] | None:
+        """sign · E for native chains, with the parameters read where they are; None where that cannot be.
 
-        It can for float32, up to 8 hidden layers, the activations of `lower`, and processors with fused multiply-adds; arguments and result as
-        `ops.dynamics.run_dynamics`. The bits are the same on all such processors, for any number of threads and any split of the batch.
+        It can for float32, up to 8 hidden layers, the activations of `lower`, and processors with fused multiply-adds. The bits of such chains
+        are the same on all such processors, for any number of threads and any split of the batch.
         """
         activations = [_in_chains(activation) for activation in self._activations]
         parameters = [p.detach() for p in (*self.weights, *self.biases) if p is not None]
-        is_native = x.dtype == torch.float32 and len(x) > 0 and num_steps > 0 and self.takes(x) and all(p.is_contiguous() for p in parameters)
+        is_native = x.dtype == torch.float32 and len(x) > 0 and self.takes(x) and all(p.is_contiguous() for p in parameters)
         if not is_native or None in activations or len(activations) > _MAX_HIDDEN_LAYERS or not fuses_multiply_add(x.device):
             return None
         weights = [weight.detach() for weight in self.weights]
@@ -99,7 +97,7 @@ class Perceptron:
         transposed = [weight.t().contiguous() for weight in weights[:-1]] if is_few else []
         network = (weights, transposed, biases, *(zip(*activations, strict=True) if activations else ((), ())), sign)
         num_numbers = 2 * sum(len(weight) for weight in weights[:-1]) * (1 if x.is_cuda else 2) + 2 * self.num_inputs * is_few
-        return run_dynamics(kernel, NativeEnergy("perceptron", network, num_numbers), x, momentum, key, num_steps, **options)
+        return (NativeEnergy("perceptron", network, num_numbers),)
 
     def forward(self, x: Tensor, num_derivatives: int = 1) -> Layers:
         """x: (num_chains, num_inputs)."""

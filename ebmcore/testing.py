@@ -180,7 +180,7 @@ class count_evaluations:
         return value
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("energy", "native_chain", "native_dynamics", "scaled"):
+        if name in ("energy", "native_chain", "native_dynamics", "native_parts", "scaled"):
             raise AttributeError(name)
         value = getattr(self.energy, name)
         return self._counting(value) if name == "energy_and_differences" else value

@@ -1,4 +1,10 @@
 // Whole chains of continuous samplers on native energies.
+#include <pybind11/stl.h>
+
+#include <string>
+#include <tuple>
+#include <vector>
+
 #include "tensor.h"
 
 namespace ebm {
@@ -63,8 +69,11 @@ PerceptronParams perceptron(const py::tuple& network, const TensorView& x) {
     return p;
 }
 
-// What a kernel does not use may be None; `constants` of a perceptron are the tuple that `perceptron` reads.
-void dynamics(const std::string& kernel, const std::string& kind, const py::object& constants, int64_t num_components, const py::object& x,
+// (kind, constants, num_components, weight); `constants` of a perceptron are the tuple that `perceptron` reads.
+using Part = std::tuple<std::string, py::object, int64_t, double>;
+
+// What a kernel does not use may be None.
+void dynamics(const std::string& kernel, const std::vector<Part>& parts, const py::object& factors, const py::object& x,
               const py::object& momentum, const py::object& energies, const py::object& grad, const py::object& is_accepted,
               const py::object& acceptance, const py::object& num_diverged, const py::object& drift, const py::object& noise,
               const py::object& key, int64_t num_steps, int64_t num_leapfrog, double step_size, double noise_std, double clip_grad,
@@ -78,15 +87,24 @@ void dynamics(const std::string& kernel, const std::string& kind, const py::obje
     };
     const int64_t n = states.num_chains, dim = states.dim;
     DynamicsParams p{};
-    p.energy.dim = dim;
-    p.energy.num_chains = n;
-    p.energy.num_components = num_components;
-    p.energy.kind = energy_kind(kind);
-    if (p.energy.kind == EnergyKind::perceptron) {
-        p.energy.perceptron = perceptron(constants, states);
-    } else {
-        p.energy.constants = data(constants, kAnySize, "constants");
+    if (parts.empty() || parts.size() > kMaxParts)
+        throw py::value_error("dynamics: there must be 1 to " + std::to_string(kMaxParts) + " parts");
+    for (const auto& [kind, constants, num_components, weight] : parts) {
+        EnergyParams& part = p.parts[p.num_parts];
+        part.dim = dim;
+        part.num_chains = n;
+        part.num_components = num_components;
+        part.kind = energy_kind(kind);
+        if (part.kind == EnergyKind::perceptron) {
+            part.perceptron = perceptron(constants, states);
+        } else {
+            part.constants = data(constants, kAnySize, "constants");
+        }
+        p.weights[p.num_parts++] = weight;
+        if (num_components > p.num_components) p.num_components = num_components;
     }
+    p.factors = data(factors, n, "factors");
+    p.dim = dim;
     p.x = states.data;
     p.momentum = data(momentum, n * dim, "momentum");
     p.energies = data(energies, n, "energies");
@@ -110,7 +128,7 @@ void dynamics(const std::string& kernel, const std::string& kind, const py::obje
     p.proposal_stream = proposal_stream;
     p.acceptance_stream = acceptance_stream;
     p.jitter_stream = jitter_stream;
-    if (states.is_cuda) p.workspace = data(workspace, n * dynamics_scratch(dim, num_components), "workspace");
+    if (states.is_cuda) p.workspace = data(workspace, n * dynamics_scratch(dim, p.num_components, p.num_parts), "workspace");
     p.dtype = states.dtype;
     p.place = place_of(states);
     call(dynamics_op(kernel), p, states, name);
@@ -119,12 +137,14 @@ void dynamics(const std::string& kernel, const std::string& kind, const py::obje
 }  // namespace
 
 void register_dynamics(py::module_& m) {
-    m.def("dynamics_scratch", &dynamics_scratch, py::arg("dim"), py::arg("num_components"), "Numbers of scratch of a chain.");
-    m.def("dynamics", &dynamics, py::arg("kernel"), py::arg("kind"), py::arg("constants"), py::arg("num_components"), py::arg("x"),
-          py::arg("momentum"), py::arg("energies"), py::arg("grad"), py::arg("is_accepted"), py::arg("acceptance"), py::arg("num_diverged"),
-          py::arg("drift"), py::arg("noise"), py::arg("key"), py::arg("num_steps"), py::arg("num_leapfrog"), py::arg("step_size"),
-          py::arg("noise_std"), py::arg("clip_grad"), py::arg("clamp_min"), py::arg("clamp_max"), py::arg("decay"), py::arg("jitter"),
-          py::arg("proposal_stream"), py::arg("acceptance_stream"), py::arg("jitter_stream"), py::arg("workspace"));
+    m.attr("MAX_PARTS") = kMaxParts;
+    m.def("dynamics_scratch", &dynamics_scratch, py::arg("dim"), py::arg("num_components"), py::arg("num_parts"),
+          "Numbers of scratch of a chain.");
+    m.def("dynamics", &dynamics, py::arg("kernel"), py::arg("parts"), py::arg("factors"), py::arg("x"), py::arg("momentum"),
+          py::arg("energies"), py::arg("grad"), py::arg("is_accepted"), py::arg("acceptance"), py::arg("num_diverged"), py::arg("drift"),
+          py::arg("noise"), py::arg("key"), py::arg("num_steps"), py::arg("num_leapfrog"), py::arg("step_size"), py::arg("noise_std"),
+          py::arg("clip_grad"), py::arg("clamp_min"), py::arg("clamp_max"), py::arg("decay"), py::arg("jitter"), py::arg("proposal_stream"),
+          py::arg("acceptance_stream"), py::arg("jitter_stream"), py::arg("workspace"));
 }
 
 }  // namespace ebm

@@ -25,6 +25,16 @@ public:
         return to_single(halves);
     }
     EBM_HD F32 value() const { return to_single(halves_); }
+    EBM_HD void add(const LaneSum& other, double weight) {
+        EBM_UNROLL for (int h = 0; h < kHalves; ++h)
+            halves_[h] += other.halves_[h] * weight;
+    }
+    EBM_HD void multiply_by(F32 factor) {
+        F64 halves[kHalves];
+        to_double(factor, halves);
+        EBM_UNROLL for (int h = 0; h < kHalves; ++h)
+            halves_[h] *= halves[h];
+    }
     // `other` where is_chosen > 0
     EBM_HD void choose(F32 is_chosen, const LaneSum& other) {
         F64 halves[kHalves];
@@ -59,6 +69,8 @@ public:
     EBM_HD void add(F64 x) { total_ += x; }
     EBM_HD F64 minus(const LaneSum& other) const { return total_ - other.total_; }
     EBM_HD F64 value() const { return total_; }
+    EBM_HD void add(const LaneSum& other, double weight) { total_ += other.total_ * weight; }
+    EBM_HD void multiply_by(F64 factor) { total_ *= factor; }
     EBM_HD void choose(F64 is_chosen, const LaneSum& other) { total_ = is_chosen > 0.0 ? other.total_ : total_; }
     EBM_HD void store_doubles(double* to) const { store(to, total_); }
 

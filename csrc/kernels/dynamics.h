@@ -73,6 +73,24 @@ EBM_CALL void evaluate(const EnergyParams& p, int count, Rows<V> x, Rows<V> grad
     }
 }
 
+// Of all parts, weighted, with a factor for each chain if there are some. `spare` has room for another gradient, where parts are several.
+template <class C, bool kEnergy, bool kGrad, class V>
+EBM_CALL void evaluate_sum(const DynamicsParams& p, int count, Rows<V> x, Rows<V> grad, Rows<V> spare, Rows<V> work, const V* factors,
+                           LaneSum<V>* energy) {
+    LaneSum<V> sums[kMostGroups];
+    for (int k = 0; k < p.num_parts; ++k) {
+        evaluate<C, kEnergy, kGrad>(p.parts[k], count, x, k == 0 ? grad : spare, work, energy);
+        for (int g = 0; kEnergy && g < count; ++g) sums[g].add(energy[g], p.weights[k]);
+        const C weight = static_cast<C>(p.weights[k]);
+        for (int64_t i = 0; kGrad && i < count * p.dim; ++i) grad[i] = k == 0 ? grad[i] * weight : grad[i] + spare[i] * weight;
+    }
+    for (int g = 0; g < count; ++g) {
+        if (factors && kEnergy) sums[g].multiply_by(factors[g]);
+        for (int64_t e = 0; factors && kGrad && e < p.dim; ++e) grad[g * p.dim + e] = grad[g * p.dim + e] * factors[g];
+        if (kEnergy) energy[g] = sums[g];
+    }
+}
+
 // The chains of one call of `run`: kWidth in each of `count` groups.
 template <class C>
 class Groups {
@@ -90,15 +108,22 @@ public:
 
     EBM_HD Groups(const DynamicsParams& params, int64_t item, int per_item, void* scratch)
         : p(params),
-          dim(p.energy.dim),
+          dim(p.dim),
           padded((dim + 3) / 4 * 4),
           first(item * per_item * L::kWidth),
           count(groups_left(per_item)),
-          draws(p.key, first) {
+          draws(p.key, first),
+          is_sum_(p.num_parts > 1 || p.weights[0] != 1.0 || p.factors) {
         free_ = kLanes == 1 ? Rows<V>{static_cast<V*>(p.workspace) + item, p.num_chains} : Rows<V>{static_cast<V*>(scratch), 1};
-        work = take(p.energy.num_components);
+        work = take(p.num_components);
         x = take(count * dim);
         grad = take(count * dim);
+        spare_ = take(p.num_parts > 1 ? count * dim : 0);
+        for (int g = 0; p.factors && g < count; ++g) {
+            C lanes[L::kWidth];
+            for (int lane = 0; lane < L::kWidth; ++lane) lanes[lane] = static_cast<const C*>(p.factors)[chain_of(g, lane)];
+            factors_[g] = load<V>(lanes);
+        }
     }
 
     Rows<V> work, x, grad;
@@ -143,7 +168,11 @@ public:
 
     template <bool kEnergy, bool kGrad>
     EBM_HD void evaluate_at(Rows<V> at, Rows<V> slope, LaneSum<V>* value) const {
-        evaluate<C, kEnergy, kGrad>(p.energy, count, at, slope, work, value);
+        if (__builtin_expect(is_sum_, 0)) {
+            evaluate_sum<C, kEnergy, kGrad>(p, count, at, slope, spare_, work, p.factors ? factors_ : nullptr, value);
+        } else {
+            evaluate<C, kEnergy, kGrad>(p.parts[0], count, at, slope, work, value);
+        }
     }
 
     EBM_HD bool is_chain(int g, int lane) const { return first + g * L::kWidth + lane < p.num_chains; }
@@ -156,7 +185,9 @@ private:
         return left < most ? static_cast<int>(left) : most;
     }
 
-    Rows<V> free_;
+    const bool is_sum_;
+    Rows<V> free_, spare_;
+    V factors_[kMostGroups];
 };
 
 template <class C>

@@ -11,6 +11,8 @@ enum class EnergyKind : int32_t {
 #undef EBM_ENERGY
 };
 
+constexpr int kMaxParts = 4;  // of a sum of energies
+
 // A native energy: what E is a formula of lies in `constants`, in the chains' dtype, where they are; a perceptron's parameters lie where
 // its owner has them.
 struct EnergyParams {
@@ -22,9 +24,13 @@ struct EnergyParams {
     PerceptronParams perceptron;  // float32 alone
 };
 
-// num_steps steps of a chain for each row of x, in one call. A number of this struct that a sampler does not use is not read.
+// num_steps steps of a chain for each row of x, in one call, on E = factor · Σ weight_k E_k. A number of this struct that a sampler does
+// not use is not read.
 struct DynamicsParams {
-    EnergyParams energy;
+    EnergyParams parts[kMaxParts];
+    double weights[kMaxParts];
+    int32_t num_parts;
+    const void* factors;    // (num_chains,) in the dtype of x; null: 1
     void* x;                // (num_chains, dim), float32 or float64, changed in place
     void* momentum;         // kinetic Langevin: as x
     void* energies;         // (num_chains,) in the dtype of x, written: E at the end
@@ -36,6 +42,8 @@ struct DynamicsParams {
     const void* noise;      // (dim,) in the dtype of x: what it multiplies normals by
     const int64_t* key;     // [seed, step, first_chain] of the first step
     int64_t num_chains;
+    int64_t dim;
+    int64_t num_components;  // the most of any part
     int64_t num_steps;
     int64_t num_leapfrog;
     double step_size;
@@ -53,7 +61,10 @@ struct DynamicsParams {
     Place place;
 };
 
-// Numbers that a chain needs besides its state: five rows of elements, filled up to whole blocks of draws, and one of components.
-constexpr int64_t dynamics_scratch(int64_t dim, int64_t num_components) { return 5 * ((dim + 3) / 4 * 4) + num_components; }
+// Numbers that a chain needs besides its state: five rows of elements, of a sum six, filled up to whole blocks of draws, and one of
+// components.
+constexpr int64_t dynamics_scratch(int64_t dim, int64_t num_components, int64_t num_parts) {
+    return (num_parts > 1 ? 6 : 5) * ((dim + 3) / 4 * 4) + num_components;
+}
 
 }  // namespace ebm

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ebmcore.discrete import NativeRun, alphabet_of, energy_and_differences
 from ebmcore.gradients import as_energy
+from ebmcore.ops.dynamics import NativeChains, NativeEnergy
 from ebmcore.ops.registration import number
 
 _TINY = 1e-37  # |f| counts as at least this
@@ -23,6 +24,8 @@ _TINY = 1e-37  # |f| counts as at least this
 
 def product(*energies: Any) -> nn.Module:
     """p(x) ∝ Π p_k(x): E = Σ E_k.
+
+    Chains stay native where those of all parts are, up to four of them, those of parts counted.
 
     Args:
         energies: one or more parts, all of the same x.
@@ -37,7 +40,7 @@ def product(*energies: Any) -> nn.Module:
 def temper(energy: Any, temperature: float) -> nn.Module:
     """p(x)^(1 / temperature): E / temperature, temperature a finite number > 0. Errors as `product`.
 
-    Chains of Ising and Potts models stay native.
+    Native chains stay native.
     """
     return _scaled("temper", energy, 1.0 / number(temperature, "temperature", "temper", low=0.0, strict=True))
 
@@ -156,7 +159,7 @@ class _Composition(nn.Module):
         return torch.stack([value.to(dtype) for value, _ in results]), torch.stack([d.to(dtype) for _, d in results])
 
 
-class _Sum(_Composition):
+class _Sum(NativeChains, _Composition):
     """E = Σ weight_k E_k."""
 
     def __init__(self, caller: str, energies: Sequence[Any], weights: Sequence[float]) -> None:
@@ -168,6 +171,19 @@ class _Sum(_Composition):
         for weight, part in zip(self.weights, self.parts, strict=True):
             total = total + (part(x) if weight == 1.0 else weight * part(x))
         return total  # type: ignore[no-any-return]
+
+    def native_parts(self, x: Tensor) -> list[NativeEnergy] | None:
+        """The parts' own, each times its weight; None where a part has none, or a hook has a say."""
+        natives: list[NativeEnergy] = []
+        for weight, part in zip(self.weights, self.parts, strict=True):
+            is_plain = not any(module._forward_hooks or module._forward_pre_hooks for module in (self, part))
+            model: Any = part.model
+            is_plain = is_plain and as_energy(model) is model and hasattr(model, "native_parts")
+            own: Sequence[NativeEnergy] | None = model.native_parts(x) if is_plain else None
+            if own is None:
+                return None
+            natives += [native._replace(weight=weight * native.weight) for native in own]
+        return natives
 
     def energy_and_differences(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """E, and Σ of the parts' differences, exact where theirs are."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ebmcore.ops.dynamics import DynamicsRun
+from ebmcore.ops.dynamics import NativeChains, NativeEnergy
 from ebmcore.perceptron import Perceptron
 
 _ACTIVATIONS = (nn.ELU, nn.GELU, nn.LeakyReLU, nn.ReLU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Tanh)
@@ -33,7 +33,7 @@ _FUNCTIONS: dict[Any, type[nn.Module]] = {
 _RESHAPES = ("flatten", "reshape", "view", "squeeze", torch.flatten, torch.reshape, torch.squeeze)
 
 
-class LoweredEnergy(nn.Module):
+class LoweredEnergy(NativeChains, nn.Module):
     """What `lower` returns: the energies that the module computes, (num_chains,), with native chains.
 
     Attributes:
@@ -54,11 +54,11 @@ class LoweredEnergy(nn.Module):
         """What `trace` and the losses take formulas from; None of the negative of a perceptron."""
         return self._perceptron() if self._sign > 0 else None
 
-    def native_dynamics(self, kernel: str, x: Tensor, momentum: Tensor | None, key: Tensor, num_steps: int, **options: Any) -> DynamicsRun | None:
-        """Whole chains by `Perceptron.native_dynamics`; None, and nothing done, where a hook has a say."""
+    def native_parts(self, x: Tensor) -> tuple[NativeEnergy] | None:
+        """As `Perceptron.native_parts`; None where a hook has a say."""
         if any(module._forward_hooks or module._forward_pre_hooks for module in self.modules()):
             return None
-        return self._perceptron().native_dynamics(kernel, x, momentum, key, num_steps, sign=self._sign, **options)
+        return self._perceptron().native_parts(x, self._sign)
 
     def _perceptron(self) -> Perceptron:
         return Perceptron(self, self._linears, self._activations, is_energy=True)

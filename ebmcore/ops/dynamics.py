@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import abc
 import math
 import platform
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,20 +16,24 @@ from ebmcore.ops.langevin import bounds
 from ebmcore.ops.random import Stream
 from ebmcore.ops.registration import require_device
 
+MAX_PARTS = _native.core.MAX_PARTS  # of a native energy
+
 
 class NativeEnergy(NamedTuple):
-    """What native code needs to know of an energy.
+    """What native code needs to know of an energy, or of a part of a sum of them.
 
     Attributes:
         kind: its name in csrc/ops/energies.def.
         constants: as they are written at its functor in csrc/energies, in the chains' dtype, on their device; of a "perceptron" the tuple
             (weights, transposed ones or nothing, biases, activations, their parameters, sign).
         num_components: of sums; else 0.
+        weight: E is multiplied by it.
     """
 
     kind: str
     constants: Any
     num_components: int = 0
+    weight: float = 1.0
 
 
 class DynamicsRun(NamedTuple):
@@ -49,6 +55,18 @@ class DynamicsRun(NamedTuple):
     num_diverged: Tensor | None
 
 
+class NativeChains(abc.ABC):
+    """An energy whose chains run natively where it is a sum of what native code knows."""
+
+    @abc.abstractmethod
+    def native_parts(self, x: Tensor) -> Sequence[NativeEnergy] | None:
+        """What E is the sum of at x, in its dtype and where it is; None if native code does not know it, or not for this x."""
+
+    def native_dynamics(self, kernel: str, x: Tensor, momentum: Tensor | None, key: Tensor, num_steps: int, **options: Any) -> DynamicsRun | None:
+        """`num_steps` steps in place, natively, as `run_dynamics` describes them; None, and nothing done, where that cannot be."""
+        return run_dynamics(kernel, self.native_parts(x), x, momentum, key, num_steps, **options)
+
+
 def fuses_multiply_add(device: torch.device) -> bool:
     """Whether native code there has the operation that products of perceptrons are made of: all but x86-64 processors of before 2013."""
     return device.type != "cpu" or _native.core.cpu_target() != "baseline" or platform.machine().lower() not in ("x86_64", "amd64")
@@ -56,12 +74,13 @@ def fuses_multiply_add(device: torch.device) -> bool:
 
 def run_dynamics(
     kernel: str,
-    energy: NativeEnergy,
+    parts: Sequence[NativeEnergy] | None,
     x: Tensor,
     momentum: Tensor | None,
     key: Tensor,
     num_steps: int,
     *,
+    factors: Tensor | None = None,
     step_size: float,
     inverse_mass: Tensor | None = None,
     noise_std: float = 0.0,
@@ -72,19 +91,25 @@ def run_dynamics(
     friction: float = 0.0,
     temperature: float = 1.0,
 ) -> DynamicsRun | None:
-    """Steps in place; the draws are those of `ops.normal` (stream PROPOSAL) and `ops.uniform` (ACCEPTANCE, JITTER) in the dtype of x.
+    """Steps in place on E = factor · Σ weight_k E_k.
+
+    The draws are those of `ops.normal` (stream PROPOSAL) and `ops.uniform` (ACCEPTANCE, JITTER) in the dtype of x.
 
     Args:
         kernel: "langevin" (step_size, noise_std, clip_grad, clamp), "mala" (step_size, inverse_mass), "hmc" (step_size, num_leapfrog,
             inverse_mass, jitter), "kinetic_langevin" (step_size, friction, inverse_mass, temperature) or "random_walk" (step_size,
-            inverse_mass). For any other the result is None.
-        x: (num_chains, *event), float32 or float64, contiguous, changed in place; at least one chain.
+            inverse_mass). For any other the result is None, and nothing is done.
+        parts: what E is the sum of; for None, and for more than `MAX_PARTS`, the result is None.
+        x: (num_chains, *event), float32 or float64, contiguous, changed in place.
         momentum: as x; "kinetic_langevin" only.
         key: int64 [seed, step, first_chain] of the first step, where x is.
-        num_steps: at least 1.
+        num_steps: at least 1; else the result is None.
+        factors: (num_chains,), contiguous, in the dtype of x, by which E of each chain is multiplied; None for ones.
         inverse_mass: contiguous, in the dtype of x, of the event's size; None for ones.
     """
     if kernel not in ("langevin", "mala", "hmc", "kinetic_langevin", "random_walk"):
+        return None
+    if parts is None or len(parts) > MAX_PARTS or len(x) == 0 or num_steps == 0:
         return None
     require_device(x.device, kernel)
     num_chains = len(x)
@@ -107,10 +132,12 @@ def run_dynamics(
     is_accepted = torch.empty(num_chains, dtype=torch.bool, device=x.device) if is_adjusted else None
     acceptance = torch.empty(num_chains, dtype=torch.float64, device=x.device) if is_adjusted else None
     num_diverged = torch.empty(num_chains, dtype=torch.int64, device=x.device) if is_adjusted else None
-    workspace = x.new_empty(num_chains * _native.core.dynamics_scratch(dim, energy.num_components)) if x.is_cuda else None
+    num_components = max(part.num_components for part in parts)
+    workspace = x.new_empty(num_chains * _native.core.dynamics_scratch(dim, num_components, len(parts))) if x.is_cuda else None
     _native.core.dynamics(
         kernel,
-        *energy,
+        tuple(parts),
+        factors,
         x,
         momentum,
         value,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ebmcore import ops
 from ebmcore.discrete import NativeRun, energy_and_differences
+from ebmcore.ops.dynamics import DynamicsRun, run_dynamics
 from ebmcore.ops.registration import number
 from ebmcore.types import STEP_BITS, DivergenceError, EnergyFn, Key, bounded_int
 
@@ -77,7 +78,7 @@ class ParallelTempering:
     odd in odd ones; the only pair of two temperatures in every step.
 
     A call starts all replicas at x and returns those at temperatures[0]; started at exact draws of the target it therefore does not stay
-    there from the first step on. Of Ising and Potts models the chains between two swaps run natively.
+    there from the first step on. Native chains run natively between two swaps, those of real x only without scale_steps.
 
     Args:
         sampler: any sampler at temperature 1 that takes one energy: not `AnnealedLangevin`, not `ParallelTempering`.
@@ -270,6 +271,16 @@ class _Tempered:
         return value * _of_rows(betas, self.num_chains, value), differences * _of_rows(betas, self.num_chains, differences)
 
 
+class _TemperedParts(_Tempered):
+    """The same of an energy whose native chains take a factor for each row."""
+
+    def native_dynamics(self, kernel: str, x: Tensor, momentum: Tensor | None, key: Tensor, num_steps: int, **options: Any) -> DynamicsRun | None:
+        if self.units is not None:
+            return None
+        factors = _of_rows(_betas(self.temperatures, x), self.num_chains, x).flatten()
+        return run_dynamics(kernel, self.energy.native_parts(x), x, momentum, key, num_steps, factors=factors, **options)
+
+
 class _NativelyTempered(_Tempered):
     """The same of an energy that makes scaled copies of itself with native chains: those of a temperature together."""
 
@@ -292,8 +303,9 @@ class _NativelyTempered(_Tempered):
 
 
 def _tempered(energy: Any, num_chains: int, temperatures: Sequence[float], units: Tensor | None) -> _Tempered:
-    is_native = hasattr(energy, "native_chain") and hasattr(energy, "scaled")
-    return (_NativelyTempered if is_native else _Tempered)(energy, num_chains, temperatures, units)
+    if hasattr(energy, "native_chain") and hasattr(energy, "scaled"):
+        return _NativelyTempered(energy, num_chains, temperatures, units)
+    return (_TemperedParts if hasattr(energy, "native_parts") else _Tempered)(energy, num_chains, temperatures, units)
 
 
 def _betas(temperatures: Sequence[float], like: Tensor) -> Tensor:

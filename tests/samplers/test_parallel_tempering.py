@@ -30,7 +30,7 @@ from ebmcore import (
     sample,
     warm_up,
 )
-from ebmcore.energies import Gaussian, Ising, Potts
+from ebmcore.energies import Gaussian, GaussianMixture, Ising, Potts, product, temper
 from ebmcore.evaluation import exact_distribution
 from ebmcore.samplers.parallel_tempering import _equalised
 from ebmcore.testing import count_evaluations
@@ -316,6 +316,59 @@ def test_continuous_bases_keep_the_law(base, scale_steps):
     for pair in (0, 1):
         low, high = temperatures[pair : pair + 2]
         assert_mean(one.swap_acceptance_prob[:, pair], 2 * low / (low + high), what=f"swap probability of pair {pair}")
+
+
+CONTINUOUS = [Langevin(0.02), MALA(0.3), HMC(0.3, 3, jitter=0.2), KineticLangevin(0.1, 1.0), RandomWalkMetropolis(0.7)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("base", CONTINUOUS, ids=repr)
+def test_native_replicas_are_those_of_torch(base, dtype, cpu_target, monkeypatch):
+    """One native call for all replicas, with a factor for each: nothing else is evaluated, and the numbers are those of autograd."""
+    mixture = GaussianMixture([1.0, 2.0], [[-1.5, 0.0, 0.5], [1.5, 1.0, 0.0]], std=0.7)
+    energy = product(mixture, temper(Gaussian([0.0, 0.0, 0.0], precision=[1.0, 0.5, 2.0]), 2.0))
+    sampler = ParallelTempering(base, (0.8, 1.7, 3.0), steps_per_swap=2)
+    start = sampler.init(energy, ops.normal((23, 3), key=Key(1), dtype=torch.float64).to(dtype), seed=KEY)
+    plain, plain_info = sampler.advance(lambda x: energy(x), start, 4)
+
+    def refuse(x):
+        raise AssertionError("evaluated beside the native chains")
+
+    monkeypatch.setattr(mixture, "_energy", refuse)
+    state, info = sampler.advance(energy, start, 4)
+    assert int(info.num_swaps.sum()) > 10
+    is_same = (info.num_swaps == plain_info.num_swaps).all(1) & ((info.acceptance_prob - plain_info.acceptance_prob).abs() < 1e-3).all(1)
+    assert float(is_same.float().mean()) > (0.999 if dtype == torch.float64 else 0.8)  # in float32 a decision at the edge may go the other way
+    rows = is_same.repeat_interleave(3)
+    tolerance = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 2e-3, "atol": 2e-3}
+    for name, value in state.replicas._asdict().items():
+        if isinstance(value, Tensor):
+            other = getattr(plain.replicas, name)
+            assert value.dtype == other.dtype
+            torch.testing.assert_close(value[rows], other[rows], **tolerance, msg=name)
+    for a, b in zip(info, plain_info, strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a[is_same].double(), b[is_same].double(), **tolerance)
+    first, _ = sampler.advance(energy, start, 1)
+    steps = sampler.advance(energy, first, 2)[0]
+    assert_same_bits(sampler.step(energy, steps)[0].replicas.x, state.replicas.x)
+
+
+def test_native_replicas_do_not_depend_on_the_batch():
+    energy, sampler = GaussianMixture([1.0, 1.0], [[-1.5, 0.0], [1.5, 1.0]], std=0.5), ParallelTempering(HMC(0.2, 3), (1.0, 2.0, 4.0))
+    x = ops.normal((40, 2), key=Key(1))
+    whole = sampler(energy, x, 12, seed=KEY)
+    for begin, end in ((0, 1), (1, 23), (23, 40)):
+        assert_same_bits(sampler(energy, x[begin:end], 12, seed=KEY.shard(begin)), whole[begin:end])
+
+
+def test_native_replicas_where_that_cannot_be():
+    """Scaled steps, and energies of which a part is torch's own."""
+    energy, x = Gaussian([0.0, 0.0], precision=[1.0, 4.0]), ops.normal((9, 2), key=Key(1), dtype=torch.float64)
+    scaled = ParallelTempering(MALA(0.3), (1.0, 2.0), scale_steps=True)
+    assert_same_bits(scaled(energy, x, 6, seed=KEY), scaled(lambda y: energy(y), x, 6, seed=KEY))
+    mixed, sampler = product(energy, quartic), ParallelTempering(MALA(0.3), (1.0, 2.0))
+    assert_same_bits(sampler(mixed, x, 6, seed=KEY), sampler(lambda y: mixed(y), x, 6, seed=KEY))
 
 
 def test_scaled_steps_by_hand():

@@ -10,14 +10,18 @@ constexpr int64_t kScratchAim = 16384;  // bytes: as many groups of chains at on
 template <class C, template <class> class Body>
 Status run_chains_of(const DynamicsParams& p) {
     using L = ChainLanes<C>;
-    const int64_t numbers = dynamics_scratch(p.energy.dim, p.energy.num_components);
+    const int64_t numbers = dynamics_scratch(p.dim, p.num_components, p.num_parts);
     const int64_t row = numbers * static_cast<int64_t>(sizeof(typename L::V));
     const int64_t num_groups = (p.num_chains + L::kWidth - 1) / L::kWidth, fit = kScratchAim / row;
     int64_t per_item = fit < 1 ? 1 : fit < kMostGroups ? fit : kMostGroups;
-    if (p.energy.kind == EnergyKind::perceptron && kLanes > 1) per_item = 2;  // what its products take together
+    int64_t num_terms = 0;
+    for (int k = 0; k < p.num_parts; ++k) {
+        num_terms += p.parts[k].num_components + 1;
+        if (p.parts[k].kind == EnergyKind::perceptron && kLanes > 1) per_item = 2;  // what its products take together
+    }
     if (num_groups < per_item) per_item = num_groups;
     const int64_t steps = p.num_steps * (p.num_leapfrog > 1 ? p.num_leapfrog : 1);
-    const int64_t work = per_item * steps * (p.energy.dim * (p.energy.num_components + 1) * 10 + 20);  // ns, about
+    const int64_t work = per_item * steps * (p.dim * num_terms * 10 + 20);  // ns, about
     return for_each_chain(Body<C>{p, static_cast<int>(per_item)}, (num_groups + per_item - 1) / per_item, 1 + 50000 / work,
                           kLanes == 1 ? 0 : per_item * row, nullptr, p.place);
 }
