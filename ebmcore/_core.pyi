@@ -32,6 +32,7 @@ __all__: list[str] = [
     "ising_gwg_scratch",
     "ising_metropolis",
     "langevin_step",
+    "metropolis_accept",
     "normal",
     "philox",
     "potts_gibbs",
@@ -220,6 +221,22 @@ def langevin_step(
     clamp_min: typing.SupportsFloat | typing.SupportsIndex,
     clamp_max: typing.SupportsFloat | typing.SupportsIndex,
     workspace: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def metropolis_accept(
+    x: typing.Any,
+    energies: typing.Any,
+    grad: typing.Any,
+    new_x: typing.Any,
+    new_energies: typing.Any,
+    new_grad: typing.Any,
+    log_corrections: typing.Any,
+    step_size: typing.SupportsFloat | typing.SupportsIndex,
+    inverse_mass: typing.Any,
+    key: typing.Any,
+    is_accepted: typing.Any,
+    prob_sum: typing.Any,
+    num_diverged: typing.Any,
     stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def normal(

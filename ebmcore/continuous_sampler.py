@@ -17,6 +17,7 @@ from torch import Tensor
 from ebmcore import ops
 from ebmcore.gradients import check_state, energy_and_grad, evaluate
 from ebmcore.ops.dynamics import DynamicsRun
+from ebmcore.ops.metropolis import Tally
 from ebmcore.types import STEP_BITS, DivergenceError, EnergyFn, Key, bounded_int
 
 _KEYS_AT_ONCE = 1024
@@ -65,12 +66,14 @@ class Proposal(NamedTuple):
         energy: (num_chains,), E there.
         grad: ∇E there, shaped as x, where the sampler uses it.
         log_correction: (num_chains,) float64, log ratio of acceptance beyond E(x) - E(x'); None: the proposal is symmetric.
+        langevin_step_size: of a Langevin step with the sampler's metric, whose correction Metropolis' rule makes itself; else None.
     """
 
     x: Tensor
     energy: Tensor
     grad: Tensor | None
-    log_correction: Tensor | None
+    log_correction: Tensor | None = None
+    langevin_step_size: float | None = None
 
 
 class Metric(NamedTuple):
@@ -239,32 +242,31 @@ class MetropolisSampler(Preconditioned, abc.ABC):
 
     def _run(self, energy: EnergyFn, state: ContinuousState, num_steps: int, metric: Metric | None) -> tuple[ContinuousState, MetropolisInfo]:
         x, value, grad, key = state
-        prob_sum = torch.zeros_like(value, dtype=torch.float64)
-        num_diverged = torch.zeros_like(value, dtype=torch.int64)
-        is_accepted = torch.zeros_like(value, dtype=torch.bool)
+        x, value, grad = own(x), own(value), None if grad is None else own(grad)  # written in place
+        tally = Tally.zeros(value)
+        inverse_mass = None if metric is None else metric.inverse_mass
         for begin in range(0, num_steps, _KEYS_AT_ONCE):
             for step_key in (key.advance(begin) if begin else key).steps(min(_KEYS_AT_ONCE, num_steps - begin)).unbind():
                 new = self._propose(energy, ContinuousState(x, value, grad, key), step_key, metric)
-                is_accepted, prob, is_finite = _accept(x, value, new, step_key)
-                rows = is_accepted.reshape(-1, *[1] * (x.dim() - 1))
-                x, value = torch.where(rows, new.x, x), torch.where(is_accepted, new.energy, value)
-                if grad is not None and new.grad is not None:
-                    grad = torch.where(rows, new.grad, grad)
-                prob_sum += prob
-                num_diverged += ~is_finite
-        info = MetropolisInfo(num_diverged > 0, is_accepted, (prob_sum / num_steps).to(value.dtype), num_diverged)
+                new_value = new.energy
+                if new_value.dtype != value.dtype:
+                    value, new_value = value.double(), new_value.double()
+                ops.metropolis_accept_(
+                    x,
+                    value,
+                    None if new.grad is None else grad,
+                    new.x,
+                    new_value,
+                    new.grad,
+                    tally,
+                    key=step_key,
+                    log_correction=new.log_correction,
+                    langevin_step_size=new.langevin_step_size,
+                    inverse_mass=inverse_mass,
+                )
+        prob = (tally.prob_sum / num_steps).to(value.dtype)
+        info = MetropolisInfo(tally.num_diverged > 0, tally.is_accepted, prob, tally.num_diverged)
         return ContinuousState(x, value, grad, key.advance(num_steps)), info
-
-
-def _accept(x: Tensor, value: Tensor, new: Proposal, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Metropolis' rule in float64: which proposals are accepted, with what probability, and which are finite at all."""
-    log_ratio = value.double() - new.energy.double()
-    if new.log_correction is not None:
-        log_ratio = log_ratio + new.log_correction
-    is_finite = log_ratio.isfinite() & finite_rows(new.x)
-    prob = torch.where(is_finite, log_ratio.clamp(max=0.0).exp(), 0.0)
-    u = ops.uniform(value.shape, key=key, stream=ops.Stream.ACCEPTANCE, dtype=x.dtype, device=x.device)
-    return is_finite & (u.double().log() < log_ratio), prob, is_finite
 
 
 def run_natively(

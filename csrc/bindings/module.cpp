@@ -15,6 +15,7 @@ void register_rbm(py::module_& m);
 void register_probes(py::module_& m);
 void register_activations(py::module_& m);
 void register_dynamics(py::module_& m);
+void register_metropolis(py::module_& m);
 }  // namespace ebm
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
@@ -30,4 +31,5 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     ebm::register_probes(m);
     ebm::register_activations(m);
     ebm::register_dynamics(m);
+    ebm::register_metropolis(m);
 }

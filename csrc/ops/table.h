@@ -6,6 +6,7 @@
 #include "dynamics.h"
 #include "ising.h"
 #include "langevin.h"
+#include "metropolis.h"
 #include "potts.h"
 #include "probes.h"
 #include "proposals.h"

@@ -12,6 +12,7 @@ from ebmcore.ops.activations import (
 from ebmcore.ops.clusters import swendsen_wang_
 from ebmcore.ops.ising import IsingModel, ising_energy, ising_fields, ising_gibbs_, ising_gibbs_reference, ising_gwg_, ising_metropolis_
 from ebmcore.ops.langevin import langevin_step, langevin_step_, langevin_step_reference
+from ebmcore.ops.metropolis import Tally, metropolis_accept_, metropolis_accept_reference
 from ebmcore.ops.potts import PottsTables, potts_chain_
 from ebmcore.ops.probes import probe_dot, probe_dot_reference, probe_scale, probe_scale_reference, probes, probes_reference
 from ebmcore.ops.proposals import (
@@ -33,6 +34,7 @@ __all__ = [
     "IsingModel",
     "PottsTables",
     "Stream",
+    "Tally",
     "Verdict",
     "accept_flips_",
     "accept_flips_reference",
@@ -57,6 +59,8 @@ __all__ = [
     "langevin_step",
     "langevin_step_",
     "langevin_step_reference",
+    "metropolis_accept_",
+    "metropolis_accept_reference",
     "normal",
     "philox",
     "potts_chain_",

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ebmcore import ops
-from ebmcore.continuous_sampler import ContinuousState, Metric, MetropolisSampler, Proposal, row_sums
+from ebmcore.continuous_sampler import ContinuousState, Metric, MetropolisSampler, Proposal
 from ebmcore.gradients import energy_and_grad
 from ebmcore.ops.langevin import step_arguments, step_into
 from ebmcore.ops.registration import number
@@ -50,7 +50,4 @@ class MALA(MetropolisSampler):
             noise = ops.normal(x.shape, key=key, stream=ops.Stream.PROPOSAL, dtype=x.dtype, device=x.device)
             new_x = x - grad * metric.inverse_mass * h + noise * metric.scale * noise_std
         value, new_grad = energy_and_grad(energy, new_x)
-        # log q(x | x') - log q(x' | x) = ½ (g + g') · (x' - x - ½ h M⁻¹ (g' - g)): the squares have too much in common to be subtracted.
-        change = new_grad - grad if metric is None else (new_grad - grad) * metric.inverse_mass
-        correction = 0.5 * row_sums((new_x - x - (0.5 * h) * change) * (grad + new_grad))
-        return Proposal(new_x, value, new_grad, correction)
+        return Proposal(new_x, value, new_grad, langevin_step_size=h)

@@ -43,4 +43,4 @@ class RandomWalkMetropolis(MetropolisSampler):
         x = state.x
         noise = ops.normal(x.shape, key=key, stream=ops.Stream.PROPOSAL, dtype=x.dtype, device=x.device) * self.step_size
         new_x = x + (noise if metric is None else noise * metric.scale)
-        return Proposal(new_x, evaluate(energy, new_x), None, None)
+        return Proposal(new_x, evaluate(energy, new_x), None)
