@@ -54,6 +54,7 @@ __all__: list[str] = [
     "set_num_threads",
     "sigmoid_bernoulli",
     "softplus_sum",
+    "swap_replicas",
     "swendsen_wang",
     "thread_pool",
     "uniform",
@@ -420,6 +421,16 @@ def sigmoid_bernoulli(
     stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def softplus_sum(out: typing.Any, logits: typing.Any, bias: typing.Any, scale: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+def swap_replicas(
+    fields: collections.abc.Sequence[tuple[typing.Any, typing.Any]],
+    betas: typing.Any,
+    has_been_hottest: typing.Any,
+    prob_sum: typing.Any,
+    num_swaps: typing.Any,
+    num_round_trips: typing.Any,
+    key: typing.Any,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
 def swendsen_wang(
     states: typing.Any,
     key: typing.Any,

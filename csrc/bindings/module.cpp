@@ -16,6 +16,7 @@ void register_probes(py::module_& m);
 void register_activations(py::module_& m);
 void register_dynamics(py::module_& m);
 void register_metropolis(py::module_& m);
+void register_swaps(py::module_& m);
 }  // namespace ebm
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
@@ -32,4 +33,5 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     ebm::register_activations(m);
     ebm::register_dynamics(m);
     ebm::register_metropolis(m);
+    ebm::register_swaps(m);
 }

@@ -12,6 +12,7 @@
 #include "proposals.h"
 #include "random.h"
 #include "rbm.h"
+#include "swaps.h"
 
 namespace ebm {
 

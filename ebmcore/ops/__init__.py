@@ -28,12 +28,14 @@ from ebmcore.ops.proposals import (
 )
 from ebmcore.ops.random import Stream, bernoulli, normal, philox, rademacher, uniform
 from ebmcore.ops.rbm import sigmoid_bernoulli, sigmoid_bernoulli_reference, softplus_sum, softplus_sum_reference
+from ebmcore.ops.swaps import SwapTally, swap_replicas_, swap_replicas_reference, swap_scales
 from ebmcore.ops.threads import get_num_threads, set_num_threads
 
 __all__ = [
     "IsingModel",
     "PottsTables",
     "Stream",
+    "SwapTally",
     "Tally",
     "Verdict",
     "accept_flips_",
@@ -80,6 +82,9 @@ __all__ = [
     "sigmoid_bernoulli_reference",
     "softplus_sum",
     "softplus_sum_reference",
+    "swap_replicas_",
+    "swap_replicas_reference",
+    "swap_scales",
     "swendsen_wang_",
     "uniform",
     "version",

@@ -21,6 +21,7 @@ from ebmcore import ops
 from ebmcore.discrete import NativeRun, energy_and_differences
 from ebmcore.ops.dynamics import DynamicsRun, run_dynamics
 from ebmcore.ops.registration import number
+from ebmcore.ops.swaps import SwapTally
 from ebmcore.types import STEP_BITS, DivergenceError, EnergyFn, Key, bounded_int
 
 _MANY_STEPS = 1000  # in which neighbours that change places at all have done so
@@ -157,32 +158,25 @@ class ParallelTempering:
         """`num_steps` steps, to the same bits as that many calls of `step`. Warns if in 1000 steps or more a pair never changed places."""
         num_steps = bounded_int(num_steps, "num_steps", "ParallelTempering.advance", high=2**STEP_BITS)
         n, num_temperatures = state.has_been_hottest.shape
-        device, replicas, has_been_hottest = state.x.device, state.replicas, state.has_been_hottest
-        betas = _betas(self.temperatures, state.energy)
+        device, replicas = state.x.device, state.replicas
         units = _units(self.temperatures, state.x) if self.scale_steps else None
         tempered = _tempered(energy, n, self.temperatures, units)
         is_diverged = torch.zeros(n, dtype=torch.bool, device=device)
-        is_accepted = torch.ones_like(has_been_hottest)
+        is_accepted = torch.ones_like(state.has_been_hottest)
         acceptance = torch.zeros(n, num_temperatures, dtype=torch.float64, device=device)
-        swap_prob = acceptance[:, 1:].clone()
-        num_swaps = torch.zeros_like(swap_prob, dtype=torch.int64)
-        num_round_trips = num_swaps.sum(1)
+        swaps = _Swaps(self.temperatures, units, state.energy, state.has_been_hottest)
         for i in range(num_steps if n else 0):
             with _chains_of_rows(num_temperatures, i * self.steps_per_swap):
-                replicas, info = self.sampler.advance(tempered, replicas, self.steps_per_swap)
+                moved, info = self.sampler.advance(tempered, replicas, self.steps_per_swap)
             is_diverged |= info.is_diverged.reshape(n, -1).any(1)
             is_accepted = getattr(info, "is_accepted", is_accepted).reshape(n, -1)
             acceptance += getattr(info, "acceptance_prob", torch.ones_like(acceptance)).reshape(n, -1)
-            replicas, source, prob = _swap(replicas, betas, units, state.key.advance(i))
-            has_been_hottest = has_been_hottest.gather(1, source)
-            num_round_trips += has_been_hottest[:, 0]
-            has_been_hottest[:, 0], has_been_hottest[:, -1] = False, True
-            num_swaps += source[:, :-1] > torch.arange(num_temperatures - 1, device=device)
-            swap_prob += prob
+            replicas = swaps.attempt(replicas, moved, state.key.advance(i))
         count = max(num_steps, 1)
-        self._warn_if_stuck(num_swaps, swap_prob / count, num_steps)
+        has_been_hottest, prob_sum, num_swaps, num_round_trips = swaps.tally
+        self._warn_if_stuck(num_swaps, prob_sum / count, num_steps)
         info = ParallelTemperingInfo(
-            is_diverged, is_accepted, (acceptance / count).to(state.energy.dtype), swap_prob / count, num_swaps, num_round_trips
+            is_diverged, is_accepted, (acceptance / count).to(state.energy.dtype), prob_sum / count, num_swaps, num_round_trips
         )
         if num_steps == 0:
             return state, info
@@ -322,32 +316,28 @@ def _of_rows(values: Tensor, num_chains: int, like: Tensor) -> Tensor:
     return values.repeat_interleave(rows_of_each).repeat(num_chains).reshape(-1, *[1] * (like.dim() - 1))
 
 
-def _swap(replicas: Any, betas: Tensor, units: Tensor | None, key: Key) -> tuple[Any, Tensor, Tensor]:
-    """Replicas after one attempt; where those at each temperature came from and the pairs' probabilities: (num_chains, num_temperatures [- 1])."""
-    num_temperatures = len(betas)
-    n = len(replicas.x) // num_temperatures
-    values = replicas.energy.reshape(n, -1).double() / betas.double()
-    # log ratio = (1/T_i - 1/T_{i+1}) (E_i - E_{i+1})
-    log_ratio = -betas.double().diff() * -values.diff(dim=1)
-    u = ops.uniform((n, num_temperatures - 1), key=key, stream=ops.Stream.SWAP, dtype=torch.float64, device=betas.device)
-    is_swapped = u.log() < log_ratio
-    if num_temperatures > 2:
-        is_swapped &= (torch.arange(num_temperatures - 1, device=betas.device) - key.tensor[1]) % 2 == 0
-    source = torch.arange(num_temperatures, device=betas.device).repeat(n, 1)
-    source[:, :-1] += is_swapped
-    source[:, 1:] -= is_swapped.long()
-    growths = {"energy": betas, "grad": betas, "differences": betas}  # of the fields of a sampler's state
-    if units is not None:
-        growths |= {"grad": betas * units.to(betas.dtype), "x": 1 / units.to(betas.dtype)}
-    rows = (source + num_temperatures * torch.arange(n, device=betas.device)[:, None]).flatten()
-    changes = {}
-    for name, field in replicas._asdict().items():
-        if isinstance(field, Tensor) and field.shape[:1] == rows.shape:
-            changes[name] = field.index_select(0, rows)
-            if name in growths:
-                scale = (growths[name] / growths[name][source]).reshape(-1, *[1] * (field.dim() - 1))
-                changes[name] = (changes[name] * scale).to(field.dtype)
-    return replicas._replace(**changes), source, log_ratio.clamp(max=0).exp()
+class _Swaps:
+    """Attempts to swap, and what the fields of a sampler's state are in units of."""
+
+    def __init__(self, temperatures: Sequence[float], units: Tensor | None, energy: Tensor, has_been_hottest: Tensor) -> None:
+        betas = _betas(temperatures, energy)
+        scales = ops.swap_scales(betas)
+        self.betas, self.tally = betas.double(), SwapTally.zeros(has_been_hottest)
+        self.scales = {"energy": scales, "grad": scales, "differences": scales}
+        if units is not None:
+            self.scales |= {"grad": ops.swap_scales(betas * units.to(betas.dtype)), "x": ops.swap_scales(1 / units.to(betas.dtype))}
+
+    def attempt(self, before: Any, replicas: Any, key: Key) -> Any:
+        """`replicas` after it; written in place but for what they share with the state `before`."""
+        shared = {value.untyped_storage().data_ptr() for value in before if isinstance(value, Tensor)}
+        rows = {name: value for name, value in replicas._asdict().items() if isinstance(value, Tensor) and value.shape[:1] == replicas.x.shape[:1]}
+        for name, value in rows.items():
+            if not value.is_contiguous() or value.untyped_storage().data_ptr() in shared:
+                rows[name] = value.clone(memory_format=torch.contiguous_format)
+        others = [name for name in rows if name != "energy"]
+        scales = [self.scales.get(name) for name in ("energy", *others)]
+        ops.swap_replicas_(rows["energy"], [rows[name] for name in others], self.tally, betas=self.betas, scales=scales, key=key)
+        return replicas._replace(**rows)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from ebmcore import (
     sample,
     warm_up,
 )
+from ebmcore.continuous_sampler import ContinuousState, MetropolisInfo
 from ebmcore.energies import Gaussian, GaussianMixture, Ising, Potts, product, temper
 from ebmcore.evaluation import exact_distribution
 from ebmcore.samplers.parallel_tempering import _equalised
@@ -399,6 +400,35 @@ def test_scaled_steps_by_hand():
     assert tuned.temperatures[1] != 1.0
     torch.testing.assert_close(tuned.x_of(state), sampler.x_of(same))
     torch.testing.assert_close(state.energy, quartic(tuned.x_of(state)[:, 0]))
+
+
+class Still:
+    """A base whose states share their tensors: nothing moves, but for the grad, which is no contiguous tensor."""
+
+    def init(self, energy, x, *, seed=None):
+        x = x.contiguous()
+        return ContinuousState(x, energy(x), x.t().contiguous().t(), seed)
+
+    def advance(self, energy, state, num_steps):
+        rows = len(state.x)
+        info = MetropolisInfo(torch.zeros(rows, dtype=torch.bool), torch.ones(rows, dtype=torch.bool), torch.ones(rows), torch.zeros(rows))
+        return state._replace(key=state.key.advance(num_steps)), info
+
+
+def test_states_that_share_tensors_stay_as_they_are():
+    sampler = ParallelTempering(Still(), (1.0, 1.5, 2.0))
+    x = ops.normal((30, 3, 4), key=Key(2), dtype=torch.float64)
+    start = sampler.init_replicas(quartic, x, seed=KEY)
+    kept = [value.clone() for value in (*start, *start.replicas) if isinstance(value, Tensor)]
+    first, info = sampler.step(quartic, start)
+    assert int(info.num_swaps.sum()) > 10
+    second, _ = sampler.advance(quartic, start, 3)
+    for a, b in zip((value for value in (*start, *start.replicas) if isinstance(value, Tensor)), kept, strict=True):
+        assert_same_bits(a, b)
+    again, _ = sampler.advance(quartic, first, 2)
+    assert_same_bits(again.replicas.x, second.replicas.x)
+    torch.testing.assert_close(second.replicas.x.reshape(30, 3, 4).sum(1), x.sum(1))
+    torch.testing.assert_close(second.replicas.energy, quartic(second.replicas.x) / torch.tensor([1.0, 1.5, 2.0]).double().repeat(30))
 
 
 def test_momenta_travel_with_their_replicas():
