@@ -26,6 +26,7 @@ from ebmcore.types import STEP_BITS, DivergenceError, EnergyFn, Key, bounded_int
 
 _MANY_STEPS = 1000  # in which neighbours that change places at all have done so
 _CHAINS_OF_A_TEMPERATURE = 2**32  # of native runs: chain c at temperature r draws as chain c + r · 2^32
+_COSTLY = 2**18  # numbers that an evaluation of a chain touches from which on to carry it pays: native steps begin with one more
 _LEAST_REJECTION = 1e-3  # of a pair, so that the barrier grows from each temperature to the next
 
 
@@ -79,7 +80,8 @@ class ParallelTempering:
     odd in odd ones; the only pair of two temperatures in every step.
 
     A call starts all replicas at x and returns those at temperatures[0]; started at exact draws of the target it therefore does not stay
-    there from the first step on. Native chains run natively between two swaps, those of real x only without scale_steps.
+    there from the first step on. Native chains run natively between two swaps, those of real x only without
+    scale_steps, and single steps on wide networks not, for native steps of real x begin with one evaluation more.
 
     Args:
         sampler: any sampler at temperature 1 that takes one energy: not `AnnealedLangevin`, not `ParallelTempering`.
@@ -268,11 +270,15 @@ class _Tempered:
 class _TemperedParts(_Tempered):
     """The same of an energy whose native chains take a factor for each row."""
 
+    factors: Tensor | None = None  # of the rows of a run
+
     def native_dynamics(self, kernel: str, x: Tensor, momentum: Tensor | None, key: Tensor, num_steps: int, **options: Any) -> DynamicsRun | None:
-        if self.units is not None:
+        parts = None if self.units is not None else self.energy.native_parts(x)
+        if parts is None or (num_steps == 1 and kernel != "hmc" and x[0].numel() * sum(part.num_components + 1 for part in parts) > _COSTLY):
             return None
-        factors = _of_rows(_betas(self.temperatures, x), self.num_chains, x).flatten()
-        return run_dynamics(kernel, self.energy.native_parts(x), x, momentum, key, num_steps, factors=factors, **options)
+        if self.factors is None:
+            self.factors = _of_rows(_betas(self.temperatures, x), self.num_chains, x).flatten()
+        return run_dynamics(kernel, parts, x, momentum, key, num_steps, factors=self.factors, **options)
 
 
 class _NativelyTempered(_Tempered):

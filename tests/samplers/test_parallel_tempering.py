@@ -364,10 +364,17 @@ def test_native_replicas_do_not_depend_on_the_batch():
 
 
 def test_native_replicas_where_that_cannot_be():
-    """Scaled steps, and energies of which a part is torch's own."""
+    """Scaled steps, single steps that would evaluate a costly energy twice, and energies of which a part is torch's own."""
     energy, x = Gaussian([0.0, 0.0], precision=[1.0, 4.0]), ops.normal((9, 2), key=Key(1), dtype=torch.float64)
     scaled = ParallelTempering(MALA(0.3), (1.0, 2.0), scale_steps=True)
     assert_same_bits(scaled(energy, x, 6, seed=KEY), scaled(lambda y: energy(y), x, 6, seed=KEY))
+    many, wide = GaussianMixture([1.0] * 500, ops.normal((500, 600), key=Key(3)), std=1.0), ops.normal((4, 600), key=Key(2))
+    for base, steps_per_swap, is_native in ((MALA(1e-3), 1, False), (MALA(1e-3), 2, True), (HMC(1e-2, 2), 1, True)):
+        counted, sampler = count_evaluations(many), ParallelTempering(base, (1.0, 2.0), steps_per_swap=steps_per_swap)
+        counted.native_parts = many.native_parts
+        counted_start = sampler.init(counted, wide, seed=KEY)
+        sampler.advance(counted, counted_start, 3)
+        assert counted.num_evaluations == (1 if is_native else 4)
     mixed, sampler = product(energy, quartic), ParallelTempering(MALA(0.3), (1.0, 2.0))
     assert_same_bits(sampler(mixed, x, 6, seed=KEY), sampler(lambda y: mixed(y), x, 6, seed=KEY))
 
