@@ -60,8 +60,8 @@ class HMC(MetropolisSampler):
         else:
             inverse_mass, momentum = metric.inverse_mass, momentum / metric.scale
         new_x, new_momentum, value, new_grad = leapfrog(energy, x, momentum, grad, step_size, self.num_leapfrog, inverse_mass)
-        loss = (momentum - new_momentum) * (momentum + new_momentum)  # of kinetic energy, p² - p'² without its cancellation
-        return Proposal(new_x, value, new_grad, 0.5 * row_sums(loss if inverse_mass is None else loss * inverse_mass))
+        loss = (momentum - new_momentum).mul_(momentum + new_momentum)  # of kinetic energy, p² - p'² without its cancellation
+        return Proposal(new_x, value, new_grad, 0.5 * row_sums(loss if inverse_mass is None else loss.mul_(inverse_mass)))
 
 
 def leapfrog(
@@ -86,9 +86,9 @@ def leapfrog(
         x, momentum, E(x) and ∇E(x) after the steps.
     """
     half = 0.5 * step_size
-    momentum = momentum - half * grad
+    momentum = (grad * -half).add_(momentum)  # a fresh tensor costs more than its arithmetic
     for i in range(num_leapfrog):
-        x = x + step_size * (momentum if inverse_mass is None else momentum * inverse_mass)
+        x = (momentum * step_size if inverse_mass is None else (momentum * inverse_mass).mul_(step_size)).add_(x)
         value, grad = energy_and_grad(energy, x)
-        momentum = momentum - (step_size if i < num_leapfrog - 1 else half) * grad
+        momentum = (grad * (-step_size if i < num_leapfrog - 1 else -half)).add_(momentum)
     return x, momentum, value, grad

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ebmcore import ops
@@ -48,6 +49,7 @@ class MALA(MetropolisSampler):
             new_x = step_into(None, x, grad, key, step_arguments("MALA", h, noise_std, None, None, None))
         else:
             noise = ops.normal(x.shape, key=key, stream=ops.Stream.PROPOSAL, dtype=x.dtype, device=x.device)
-            new_x = x - grad * metric.inverse_mass * h + noise * metric.scale * noise_std
+            drift = (grad * metric.inverse_mass).mul_(h)  # what is ours is written over: a fresh tensor costs more than its arithmetic
+            new_x = torch.sub(x, drift, out=drift).add_(noise.mul_(metric.scale).mul_(noise_std))
         value, new_grad = energy_and_grad(energy, new_x)
         return Proposal(new_x, value, new_grad, langevin_step_size=h)

@@ -41,6 +41,7 @@ class RandomWalkMetropolis(MetropolisSampler):
 
     def _propose(self, energy: EnergyFn, state: ContinuousState, key: Tensor, metric: Metric | None) -> Proposal:
         x = state.x
-        noise = ops.normal(x.shape, key=key, stream=ops.Stream.PROPOSAL, dtype=x.dtype, device=x.device) * self.step_size
-        new_x = x + (noise if metric is None else noise * metric.scale)
+        noise = ops.normal(x.shape, key=key, stream=ops.Stream.PROPOSAL, dtype=x.dtype, device=x.device)
+        noise.mul_(self.step_size)
+        new_x = (noise if metric is None else noise.mul_(metric.scale)).add_(x)
         return Proposal(new_x, evaluate(energy, new_x), None)
