@@ -141,8 +141,10 @@ Status for_each_element(const Sink& sink, int64_t num_chains, int64_t dim, const
                   [&](unsigned grid, cudaStream_t on) { run_elements<T><<<grid, kThreads, 0, on>>>(sink, num_chains, dim); });
 }
 
+// A grid constant: what a body hands on by reference stays where it is, and is not copied into the memory of each thread.
 template <class Body>
-__global__ void __launch_bounds__(kChainThreads) run_chains(Body body, int64_t num_chains, int64_t scratch_bytes, char* workspace) {
+__global__ void __launch_bounds__(kChainThreads)
+    run_chains(const __grid_constant__ Body body, int64_t num_chains, int64_t scratch_bytes, char* workspace) {
     const int64_t stride = static_cast<int64_t>(gridDim.x) * kChainThreads;
     for (int64_t chain = static_cast<int64_t>(blockIdx.x) * kChainThreads + threadIdx.x; chain < num_chains; chain += stride) {
         body.run(chain, workspace + chain * scratch_bytes);

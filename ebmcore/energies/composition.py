@@ -25,7 +25,7 @@ _TINY = 1e-37  # |f| counts as at least this
 def product(*energies: Any) -> nn.Module:
     """p(x) ∝ Π p_k(x): E = Σ E_k.
 
-    Chains stay native where those of all parts are, up to four of them, those of parts counted.
+    Native chains stay native, where the native parts are up to four in all, those within parts counted.
 
     Args:
         energies: one or more parts, all of the same x.

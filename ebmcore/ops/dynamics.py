@@ -1,4 +1,4 @@
-"""Whole chains of continuous samplers on native energies: what `native_dynamics` of the energies by formula calls."""
+"""Whole chains of continuous samplers on native energies: what `native_dynamics` of energies by formula, networks and sums calls."""
 
 from __future__ import annotations
 
