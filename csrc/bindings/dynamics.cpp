@@ -33,7 +33,8 @@ DynamicsOp dynamics_op(const std::string& name) {
                               {"random_walk", &OpTable::random_walk_dynamics}});
 }
 
-// (weights, transposed ones or nothing, biases, activations, their parameters, sign), sequences of one for each layer.
+// (weights, transposed ones or nothing, biases, activations, their parameters, sign, how products in bfloat16 are made, tiles of the
+// weights and of the transposed ones for these or nothing), sequences of one for each layer.
 PerceptronParams perceptron(const py::tuple& network, const TensorView& x) {
     const char* name = "dynamics";
     const py::sequence weights = network[0], transposed = network[1], biases = network[2], activations = network[3],
@@ -44,6 +45,8 @@ PerceptronParams perceptron(const py::tuple& network, const TensorView& x) {
     PerceptronParams p{};
     p.num_hidden_layers = static_cast<int32_t>(num_layers - 1);
     p.sign = network[5].cast<float>();
+    p.products = static_cast<Bfloat16Products>(network[6].cast<int32_t>());
+    const py::sequence tiles = network[7], transposed_tiles = network[8];
     int64_t width = x.dim;
     for (int64_t l = 0; l < num_layers; ++l) {
         const py::object weight = weights[l], bias = biases[l];
@@ -56,6 +59,15 @@ PerceptronParams perceptron(const py::tuple& network, const TensorView& x) {
         if (l + 1 == num_layers) break;
         if (py::len(transposed) > 0) {
             p.transposed[l] = data_of<const float>(transposed[l], Dtype::float32, w.numel(), x, name, "transposed");
+        }
+        if (py::len(tiles) > 0) {
+            const auto padded = [](int64_t size) { return (size + 31) / 32 * 32; };
+            const auto tiles_of = [&](const py::object& array, const char* what) {
+                const int64_t numel = padded(w.num_chains) * padded(w.dim);
+                return reinterpret_cast<const uint32_t*>(data_of<const uint16_t>(array, Dtype::bfloat16, numel, x, name, what));
+            };
+            p.tiles[l] = tiles_of(tiles[l], "tiles");
+            p.transposed_tiles[l] = tiles_of(transposed_tiles[l], "transposed_tiles");
         }
         p.activations[l] = static_cast<Activation>(activations[l].cast<int32_t>());
         p.parameters[l] = parameters[l].cast<float>();

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../core/activations.h"
+#include "bfloat16_products.h"
 #include "energy.h"
 
 EBM_BEGIN
@@ -111,12 +112,19 @@ EBM_HD void evaluate_perceptron(const PerceptronParams& p, const Rows<V> (&x)[M]
     int64_t begin[kMaxHiddenLayers + 2] = {};
     for (int l = 0; l < last; ++l) begin[l + 1] = begin[l] + 2 * M * p.widths[l + 1];
     const auto place = [&](int l, int m, int row) { return work.from(begin[l - 1] + (2 * m + row) * p.widths[l]); };
+    const auto product = [&](const float* w, int64_t row_stride, int64_t stride, const uint32_t* tiles, const float* initial,
+                             const Rows<V>(&in)[M], int64_t size, const Rows<V>(&out)[M], int64_t rows) {
+#if !defined(__CUDACC__)
+        if (tiles) return multiply_bfloat16(p.products, tiles, initial, in, size, out, rows, work.from(begin[last]));
+#endif
+        multiply(w, row_stride, stride, initial, in, size, out, rows);
+    };
     for (int m = 0; m < M; ++m) h[m] = x[m];
     for (int l = 0; l < last; ++l) {
         const int64_t width = p.widths[l + 1];
         Rows<V> z[M];
         for (int m = 0; m < M; ++m) z[m] = place(l + 1, m, 1);
-        multiply(p.weights[l], p.widths[l], int64_t(1), p.biases[l], h, p.widths[l], z, width);
+        product(p.weights[l], p.widths[l], int64_t(1), p.tiles[l], p.biases[l], h, p.widths[l], z, width);
         for (int m = 0; m < M; ++m) {
             activate(p.activations[l], p.parameters[l], z[m], place(l + 1, m, 0), width);
             h[m] = z[m];
@@ -144,8 +152,8 @@ EBM_HD void evaluate_perceptron(const PerceptronParams& p, const Rows<V> (&x)[M]
                 for (int64_t k = 0; k < p.widths[l]; ++k) u[m][k] = u[m][k] * slopes[k];
                 below[m] = l == 1 ? grad[m] : place(l - 1, m, 1);
             }
-            multiply(p.weights[l - 1], int64_t(1), p.widths[l - 1], static_cast<const float*>(nullptr), u, p.widths[l], below,
-                     p.widths[l - 1]);
+            product(p.weights[l - 1], int64_t(1), p.widths[l - 1], p.transposed_tiles[l - 1], nullptr, u, p.widths[l], below,
+                    p.widths[l - 1]);
             for (int m = 0; m < M; ++m) u[m] = below[m];
         }
     }
