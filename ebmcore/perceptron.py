@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from ebmcore.ops import Stream, activation_derivatives, normal
 from ebmcore.ops.activations import layer_in_forward_mode
-from ebmcore.ops.dynamics import DynamicsRun, NativeEnergy, bfloat16_products, bfloat16_tiles, fuses_multiply_add, run_dynamics
+from ebmcore.ops.dynamics import DynamicsRun, NativeEnergy, bfloat16_products, bfloat16_tiles, fuses_multiply_add, panels, run_dynamics
 
 _NATIVE: dict[type[nn.Module], str] = {nn.SiLU: "silu", nn.Tanh: "tanh", nn.Softplus: "softplus", nn.Sigmoid: "sigmoid", nn.ReLU: "relu"}
 _ELEMENTWISE = (nn.CELU, nn.ELU, nn.GELU, nn.LeakyReLU, nn.Mish, nn.SELU, nn.Softplus, nn.Softsign)
 _IN_CHAINS = ("sigmoid", "softplus", "silu", "tanh", "relu", "gelu", "elu", "leaky_relu")  # by their numbers in csrc/ops/activations.h
 _FEW_ROWS, _MANY_WEIGHTS = 256, 2**16
 _FEW_CHAINS = 3  # that native chains take one by one, with units in lanes in place of chains
+_MANY_STEPS = 4  # of native chains, in which copies of the weights in the order of their products pay
 _MAX_HIDDEN_LAYERS = 8  # of native chains
 _MAX_ELEMENTS = 2**22  # of a layer's tangents when every column of a Jacobian is wanted
 
@@ -114,13 +115,16 @@ class Perceptron:
         biases = [None if bias is None else bias.detach() for bias in self.biases]
 
         def run(x: Tensor) -> DynamicsRun | None:
+            hidden = weights[:-1]
             is_few = len(x) <= _FEW_CHAINS and not x.is_cuda and precision is None
-            transposed = [weight.t().contiguous() for weight in weights[:-1]] if is_few else []
-            tiles = [[], []] if precision is None else [[bfloat16_tiles(w) for w in ws] for ws in (weights[:-1], [w.t() for w in weights[:-1]])]
-            network = (weights, transposed, biases, *(zip(*activations, strict=True) if activations else ((), ())), sign, bfloat16_products(), *tiles)
-            num_numbers = 2 * sum(len(weight) for weight in weights[:-1]) * (1 if x.is_cuda else 2) + 2 * weights[0].shape[1] * is_few
+            is_long = not is_few and not x.is_cuda and precision is None and num_steps * options.get("num_leapfrog", 1) >= _MANY_STEPS
+            copies = [[w.t().contiguous() for w in hidden] if is_few else []]
+            for build, is_wanted in ((panels, is_long), (bfloat16_tiles, precision is not None)):
+                copies += [[build(w) for w in hidden], [build(w.t()) for w in hidden]] if is_wanted else [[], []]
+            network = (weights, biases, *(zip(*activations, strict=True) if activations else ((), ())), sign, *copies, bfloat16_products())
+            num_numbers = 2 * sum(len(w) for w in hidden) + 2 * weights[0].shape[1] * is_few
             if precision is not None:
-                num_numbers += max((-(-size // 32) * 32 for weight in weights[:-1] for size in weight.shape), default=0)
+                num_numbers += max((-(-size // 32) * 16 for w in hidden for size in w.shape), default=0)
             return run_dynamics(kernel, NativeEnergy("perceptron", network, num_numbers), x, momentum, key, num_steps, **options)
 
         if not row_space or len(weights[0]) >= self.num_inputs:

@@ -36,32 +36,40 @@ EBM_HD F32 add_pair(F32 sum, uint32_t weights, U32 values) {
     return multiply_add(as_float(weights & 0xffff0000u), as_float(values & 0xffff0000u), sum);
 }
 
-// out[m] = w in[m], the first `rows` rows of it.
+// Rows [first, first + 8) of M groups of chains.
 template <bool kHasInstruction, int M>
-EBM_HD void multiply_pairs(const uint32_t* w, const float* initial, const U32* const (&in)[M], int64_t pairs, const Rows<F32> (&out)[M],
+EBM_HD void multiply_eight(const uint32_t* tile, const float* initial, const U32* in, int64_t pairs, const Rows<F32>* out, int64_t first,
                            int64_t rows) {
     constexpr int R = 8;
-    for (int64_t first = 0; first < rows; first += R) {
-        F32 sums[R][M] = {};
-        const uint32_t* tile = w + first / kTileSide * kTileSide * pairs + first % kTileSide * kTileSide;
-        for (int64_t k = 0; k < pairs; k += kTileSide, tile += kTileSide * kTileSide) {
-            for (int j = 0; j < kTileSide; ++j) {
-                EBM_UNROLL_ROWS for (int r = 0; r < R; ++r) {
-                    EBM_UNROLL_ROWS for (int m = 0; m < M; ++m) sums[r][m] =
-                        add_pair<kHasInstruction>(sums[r][m], tile[r * kTileSide + j], in[m][k + j]);
-                }
+    F32 sums[R][M] = {};
+    for (int64_t k = 0; k < pairs; k += kTileSide, tile += kTileSide * kTileSide) {
+        for (int j = 0; j < kTileSide; ++j) {
+            EBM_UNROLL_ROWS for (int r = 0; r < R; ++r) {
+                EBM_UNROLL_ROWS for (int m = 0; m < M; ++m) sums[r][m] =
+                    add_pair<kHasInstruction>(sums[r][m], tile[r * kTileSide + j], in[m * pairs + k + j]);
             }
         }
-        EBM_UNROLL_ROWS for (int r = 0; r < R; ++r) {
-            for (int m = 0; m < M && first + r < rows; ++m) out[m][first + r] = initial ? sums[r][m] + initial[first + r] : sums[r][m];
-        }
+    }
+    EBM_UNROLL_ROWS for (int r = 0; r < R; ++r) {
+        for (int m = 0; m < M && first + r < rows; ++m) out[m][first + r] = initial ? sums[r][m] + initial[first + r] : sums[r][m];
+    }
+}
+
+template <bool kHasInstruction>
+EBM_HD void multiply_pairs(const uint32_t* w, const float* initial, int count, const U32* in, int64_t pairs, const Rows<F32>* out,
+                           int64_t rows) {
+    for (int64_t first = 0; first < rows; first += 8) {
+        const uint32_t* tile = w + first / kTileSide * kTileSide * pairs + first % kTileSide * kTileSide;
+        int g = 0;
+        for (; g + 2 <= count; g += 2) multiply_eight<kHasInstruction, 2>(tile, initial, in + g * pairs, pairs, out + g, first, rows);
+        if (g < count) multiply_eight<kHasInstruction, 1>(tile, initial, in + g * pairs, pairs, out + g, first, rows);
     }
 }
 
 #if defined(__AVX512F__)
 
-// The same by tile registers: two rows of tiles times two groups of chains.
-EBM_HD void multiply_tiles(const uint32_t* w, const float* initial, const U32* const (&in)[2], int64_t pairs, const Rows<F32> (&out)[2],
+// The same by tile registers, for which there are compilers without a name: two rows of tiles times two groups of chains.
+EBM_HD void multiply_tiles(const uint32_t* w, const float* initial, int count, const U32* in, int64_t pairs, const Rows<F32>* out,
                            int64_t rows) {
     struct {
         uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -71,26 +79,31 @@ EBM_HD void multiply_tiles(const uint32_t* w, const float* initial, const U32* c
     constexpr int64_t kStride = 64;
     asm volatile("ldtilecfg %0" ::"m"(shapes));
     for (int64_t first = 0; first < rows; first += 2 * kTileSide) {
-        const uint32_t *above = w + first * pairs, *below = above + kTileSide * pairs;
-        asm volatile("tilezero %%tmm0; tilezero %%tmm1; tilezero %%tmm2; tilezero %%tmm3" ::);
-        for (int64_t k = 0; k < pairs; k += kTileSide) {
+        for (int g = 0; g < count; g += 2) {
+            const int groups[2] = {g, g + 1 < count ? g + 1 : g};  // the last one twice
+            const uint32_t *above = w + first * pairs, *below = above + kTileSide * pairs;
+            const U32 *left = in + groups[0] * pairs, *right = in + groups[1] * pairs;
+            asm volatile("tilezero %%tmm0; tilezero %%tmm1; tilezero %%tmm2; tilezero %%tmm3" ::);
+            for (int64_t k = 0; k < pairs; k += kTileSide) {
+                asm volatile(
+                    "tileloadd (%0, %4), %%tmm4; tileloadd (%2, %4), %%tmm6; tdpbf16ps %%tmm6, %%tmm4, %%tmm0;"
+                    "tileloadd (%3, %4), %%tmm7; tdpbf16ps %%tmm7, %%tmm4, %%tmm1;"
+                    "tileloadd (%1, %4), %%tmm5; tdpbf16ps %%tmm6, %%tmm5, %%tmm2; tdpbf16ps %%tmm7, %%tmm5, %%tmm3" ::"r"(above +
+                                                                                                                           k * kTileSide),
+                    "r"(below + k * kTileSide), "r"(left + k), "r"(right + k), "r"(kStride)
+                    : "memory");
+            }
+            F32 sums[4][kTileSide];
             asm volatile(
-                "tileloadd (%0, %4), %%tmm4; tileloadd (%2, %4), %%tmm6; tdpbf16ps %%tmm6, %%tmm4, %%tmm0;"
-                "tileloadd (%3, %4), %%tmm7; tdpbf16ps %%tmm7, %%tmm4, %%tmm1;"
-                "tileloadd (%1, %4), %%tmm5; tdpbf16ps %%tmm6, %%tmm5, %%tmm2; tdpbf16ps %%tmm7, %%tmm5, %%tmm3" ::"r"(above +
-                                                                                                                       k * kTileSide),
-                "r"(below + k * kTileSide), "r"(in[0] + k), "r"(in[1] + k), "r"(kStride)
+                "tilestored %%tmm0, (%0, %4); tilestored %%tmm1, (%1, %4); tilestored %%tmm2, (%2, %4); tilestored %%tmm3, (%3, %4)" ::"r"(
+                    sums[0]),
+                "r"(sums[1]), "r"(sums[2]), "r"(sums[3]), "r"(kStride)
                 : "memory");
-        }
-        F32 sums[4][kTileSide];
-        asm volatile(
-            "tilestored %%tmm0, (%0, %4); tilestored %%tmm1, (%1, %4); tilestored %%tmm2, (%2, %4); tilestored %%tmm3, (%3, %4)" ::"r"(
-                sums[0]),
-            "r"(sums[1]), "r"(sums[2]), "r"(sums[3]), "r"(kStride)
-            : "memory");
-        for (int i = 0; i < 4; ++i) {
-            const int64_t at = first + i / 2 * kTileSide;
-            for (int r = 0; r < kTileSide && at + r < rows; ++r) out[i % 2][at + r] = initial ? sums[i][r] + initial[at + r] : sums[i][r];
+            for (int i = 0; i < 4; ++i) {
+                const int64_t at = first + i / 2 * kTileSide;
+                const Rows<F32> to = out[groups[i % 2]];
+                for (int r = 0; r < kTileSide && at + r < rows; ++r) to[at + r] = initial ? sums[i][r] + initial[at + r] : sums[i][r];
+            }
         }
     }
     asm volatile("tilerelease" ::);
@@ -98,22 +111,19 @@ EBM_HD void multiply_tiles(const uint32_t* w, const float* initial, const U32* c
 
 #endif
 
-// out[m][r] = initial[r] + Σ_k w[r, k] in[m][k]; `work` has room for M · num_pairs(size) rows.
-template <int M>
-EBM_HD void multiply_bfloat16(Bfloat16Products products, const uint32_t* w, const float* initial, const Rows<F32> (&in)[M], int64_t size,
-                              const Rows<F32> (&out)[M], int64_t rows, Rows<F32> work) {
-    const int64_t count = num_pairs(size);
+// out[g][r] = initial[r] + Σ_k w[r, k] in[g][k] for `count` groups of chains; `work` has room for count · num_pairs(size) rows.
+EBM_HD void multiply_bfloat16(Bfloat16Products products, const uint32_t* w, const float* initial, int count, const Rows<F32>* in,
+                              int64_t size, const Rows<F32>* out, int64_t rows, Rows<F32> work) {
+    const int64_t pairs = num_pairs(size);
     U32* const packed = reinterpret_cast<U32*>(&work[0]);
-    const U32* pairs[M];
-    for (int m = 0; m < M; ++m) {
-        pack_pairs(in[m], size, packed + m * count);
-        pairs[m] = packed + m * count;
-    }
+    for (int g = 0; g < count; ++g) pack_pairs(in[g], size, packed + g * pairs);
 #if defined(__AVX512F__)
-    if (products == Bfloat16Products::amx) return multiply_tiles(w, initial, {pairs[0], pairs[M - 1]}, count, {out[0], out[M - 1]}, rows);
-    if (products == Bfloat16Products::avx512_bf16) return multiply_pairs<true>(w, initial, pairs, count, out, rows);
+    if (products == Bfloat16Products::amx) return multiply_tiles(w, initial, count, packed, pairs, out, rows);
+    if (products == Bfloat16Products::avx512_bf16) return multiply_pairs<true>(w, initial, count, packed, pairs, out, rows);
+#else
+    static_cast<void>(products);
 #endif
-    multiply_pairs<false>(w, initial, pairs, count, out, rows);
+    multiply_pairs<false>(w, initial, count, packed, pairs, out, rows);
 }
 
 #endif

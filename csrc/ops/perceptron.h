@@ -5,6 +5,7 @@
 namespace ebm {
 
 constexpr int kMaxHiddenLayers = 8;
+constexpr int kPanelRows = 12;
 
 // How products in bfloat16 are made.
 enum class Bfloat16Products : int32_t {
@@ -16,9 +17,12 @@ enum class Bfloat16Products : int32_t {
 // E(x) = sign · (w_{L+1} · h_L + b_{L+1}), h_l = a_l(W_l h_{l-1} + b_l), h_0 = x.
 struct PerceptronParams {
     const float* weights[kMaxHiddenLayers + 1];  // (widths[l + 1], widths[l]), contiguous
-    // Of each hidden layer, (widths[l], widths[l + 1]), contiguous: given for a few chains, whose units are lanes then; else null.
+    // Of each hidden layer, each null if not given. (widths[l], widths[l + 1]), contiguous, for a few chains, whose units are lanes then.
     const float* transposed[kMaxHiddenLayers];
-    // Of each hidden layer, in the tiles of csrc/energies/bfloat16_products.h: given where products are to be made of them; else null.
+    // Panels of kPanelRows rows, column after column, of the weights and of the transposed ones: for many steps, which read them faster.
+    const float* panels[kMaxHiddenLayers];
+    const float* transposed_panels[kMaxHiddenLayers];
+    // In the tiles of csrc/energies/bfloat16_products.h, for products in bfloat16.
     const uint32_t* tiles[kMaxHiddenLayers];
     const uint32_t* transposed_tiles[kMaxHiddenLayers];
     const float* biases[kMaxHiddenLayers + 1];  // (widths[l + 1],), or null for 0

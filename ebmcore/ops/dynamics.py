@@ -22,8 +22,8 @@ class NativeEnergy(NamedTuple):
     Attributes:
         kind: its name in csrc/ops/energies.def.
         constants: as they are written at its functor in csrc/energies, in the chains' dtype, on their device; of a "perceptron" the tuple
-            (weights, transposed ones or nothing, biases, activations, their parameters, sign, `bfloat16_products()`, and `bfloat16_tiles` of
-            the weights and of the transposed ones, or nothing twice).
+            (weights, biases, activations, their parameters, sign, copies of the hidden layers' weights: transposed, `panels`, `panels` of the
+            transposed ones, `bfloat16_tiles`, those of the transposed ones, each a sequence or empty, and `bfloat16_products()`).
         num_components: of sums; else 0.
     """
 
@@ -59,6 +59,11 @@ def fuses_multiply_add(device: torch.device) -> bool:
 def bfloat16_products() -> int:
     """How products in bfloat16 are made on this processor: 0 by float32 products, which gains nothing; 1 by AVX-512 BF16; 2 by AMX."""
     return _native.core.bfloat16_products()
+
+
+def panels(matrix: Tensor) -> Tensor:
+    """A copy (num_panels, num_columns, 12): panels of 12 rows, the last filled up with zeros."""
+    return F.pad(matrix, (0, 0, 0, -len(matrix) % 12)).unflatten(0, (-1, 12)).mT.contiguous()
 
 
 def bfloat16_tiles(matrix: Tensor) -> Tensor:
