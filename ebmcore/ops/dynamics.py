@@ -58,19 +58,21 @@ def fuses_multiply_add(device: torch.device) -> bool:
 
 def bfloat16_products() -> int:
     """How products in bfloat16 are made on this processor: 0 by float32 products, which gains nothing; 1 by AVX-512 BF16; 2 by AMX."""
-    return _native.core.bfloat16_products()
+    products: int = _native.core.bfloat16_products()
+    return products
 
 
 def panels(matrix: Tensor) -> Tensor:
     """A copy (num_panels, num_columns, 12): panels of 12 rows, the last filled up with zeros."""
-    return F.pad(matrix, (0, 0, 0, -len(matrix) % 12)).unflatten(0, (-1, 12)).mT.contiguous()
+    padded = F.pad(matrix, (0, 0, 0, -len(matrix) % 12))
+    return padded.reshape(-1, 12, matrix.shape[1]).mT.contiguous()
 
 
 def bfloat16_tiles(matrix: Tensor) -> Tensor:
     """A copy in bfloat16 as csrc/energies/bfloat16_products.h wants it: tiles of 16 x 32, row by row, an even number of rows of them."""
     num_rows, num_columns = matrix.shape
     padded = F.pad(matrix, (0, -num_columns % 32, 0, -num_rows % 32)).bfloat16()
-    return padded.unflatten(0, (-1, 16)).unflatten(2, (-1, 32)).transpose(1, 2).contiguous()
+    return padded.reshape(len(padded) // 16, 16, -1, 32).transpose(1, 2).contiguous()
 
 
 def run_dynamics(

@@ -86,7 +86,7 @@ class Langevin:
             step, and add the noise of the other directions, in which ∇E is zero, once a call: the law of x after each call is as without, but
             bits depend on how steps are split into calls. The basis is made once for each value of the weights, by a QR factorisation.
 
-    `precision` and `row_space` are for whole chains of float32 numbers on a CPU: no schedules, no noise_first, no clip_grad_norm, no
+    `precision`, on a CPU, and `row_space` are for native chains of float32 numbers: no schedules, no noise_first, no clip_grad_norm, no
     on_divergence but "raise"; row_space also refuses clip_grad and clamp, which are not the same in every direction.
 
     Raises:
@@ -273,8 +273,8 @@ class Langevin:
             raise
         if run is None and self._needs_native:
             raise ValueError(
-                f"Langevin: precision and row_space need the energy to be a perceptron with native chains (energies.MLP, lower) and x to be "
-                f"float32 on a CPU, got {type(energy).__name__} and {x.dtype} on {x.device}"
+                f"Langevin: precision and row_space need the energy to be a perceptron with native chains (energies.MLP, lower), x to be float32, "
+                f"for precision on a CPU, and fused multiply-adds, got {type(energy).__name__} and {x.dtype} on {x.device}"
             )
         return None if run is None else (run[0], run[2], run[3])
 
