@@ -25,7 +25,7 @@ _ELEMENTWISE = (nn.CELU, nn.ELU, nn.GELU, nn.LeakyReLU, nn.Mish, nn.SELU, nn.Sof
 _IN_CHAINS = ("sigmoid", "softplus", "silu", "tanh", "relu", "gelu", "elu", "leaky_relu")  # by their numbers in csrc/ops/activations.h
 _FEW_ROWS, _MANY_WEIGHTS = 256, 2**16
 _FEW_CHAINS = 3  # that native chains take one by one, with units in lanes in place of chains
-_MANY_STEPS = 4  # of native chains, in which copies of the weights in the order of their products pay
+_MANY_STEPS = 4  # of native chains, in which copies of many weights in the order of their products pay
 _MAX_HIDDEN_LAYERS = 8  # of native chains
 _MAX_ELEMENTS = 2**22  # of a layer's tangents when every column of a Jacobian is wanted
 
@@ -117,9 +117,10 @@ class Perceptron:
         def run(x: Tensor) -> DynamicsRun | None:
             hidden = weights[:-1]
             is_few = len(x) <= _FEW_CHAINS and not x.is_cuda and precision is None
-            is_long = not is_few and not x.is_cuda and precision is None and num_steps * options.get("num_leapfrog", 1) >= _MANY_STEPS
+            num_products = num_steps * options.get("num_leapfrog", 1)
+            is_long = num_products >= _MANY_STEPS and sum(w.numel() for w in hidden) >= _MANY_WEIGHTS and precision is None and not x.is_cuda
             copies = [[w.t().contiguous() for w in hidden] if is_few else []]
-            for build, is_wanted in ((panels, is_long), (bfloat16_tiles, precision is not None)):
+            for build, is_wanted in ((panels, is_long and not is_few), (bfloat16_tiles, precision is not None)):
                 copies += [[build(w) for w in hidden], [build(w.t()) for w in hidden]] if is_wanted else [[], []]
             network = (weights, biases, *(zip(*activations, strict=True) if activations else ((), ())), sign, *copies, bfloat16_products())
             num_numbers = 2 * sum(len(w) for w in hidden) + 2 * weights[0].shape[1] * is_few

@@ -8,59 +8,89 @@
 
 EBM_BEGIN
 
+#if defined(__CUDACC__)
+#define EBM_APART EBM_HD
+#elif defined(__clang__)
+#define EBM_APART static __attribute__((noinline))
+#else
+#define EBM_APART static __attribute__((noinline, optimize("no-schedule-insns")))  // its scheduler leaves no register for some of the sums
+#endif
+
 #if defined(__AVX512F__)
 constexpr int kProductSums = 24;  // what fits into the registers beside the inputs
 #else
 constexpr int kProductSums = 12;
 #endif
 
-// Element (r, k) lies at at[r / kPanelRows * panel_stride + r % kPanelRows * row_stride + k * stride].
+template <int kCount>
+struct Count {
+    static constexpr int value = kCount;
+};
+
+// Element (r, k) lies at at[r / kPanelRows * panel_stride + r % kPanelRows * row_stride + k * stride]; one of row_stride and stride is 1.
 struct Matrix {
     const float* at;
     int64_t row_stride, stride, panel_stride;
 };
 
-// out[m][at + r] = initial[at + r] + Σ_k w[r · row_stride + k · stride] in[m][k], r < R.
-template <int R, int M, class V>
-EBM_HD void multiply_rows(const float* w, int64_t row_stride, int64_t stride, const float* initial, const Rows<V>* in, int64_t size,
-                          const Rows<V>* out, int64_t at) {
+// out[m][at + r] = initial[at + r] + Σ_k w(r, k) in[m][k], r < R.
+template <int R, int M, bool kAreRowsAdjacent, class V>
+EBM_APART void multiply_rows(const Matrix& matrix, const float* w, const float* initial, const Rows<V>* in, int64_t size,
+                             const Rows<V>* out, int64_t at) {
+    const int64_t row_stride = kAreRowsAdjacent ? 1 : matrix.row_stride, stride = kAreRowsAdjacent ? matrix.stride : 1;
     V sums[R][M];
+    Rows<V> from[M], to[M];
+    EBM_UNROLL_ROWS for (int m = 0; m < M; ++m) {
+        from[m] = in[m];
+        to[m] = out[m].from(at);
+    }
     EBM_UNROLL_ROWS for (int r = 0; r < R; ++r) {
         EBM_UNROLL_ROWS for (int m = 0; m < M; ++m) sums[r][m] = initial ? V{} + initial[at + r] : V{};
     }
     for (int64_t k = 0; k < size; ++k, w += stride) {
         V values[M];
-        EBM_UNROLL_ROWS for (int m = 0; m < M; ++m) values[m] = in[m][k];
+        EBM_UNROLL_ROWS for (int m = 0; m < M; ++m) values[m] = from[m][k];
         EBM_UNROLL_ROWS for (int r = 0; r < R; ++r) {
             EBM_UNROLL_ROWS for (int m = 0; m < M; ++m) sums[r][m] = multiply_add(w[r * row_stride], values[m], sums[r][m]);
         }
     }
-    EBM_UNROLL_ROWS for (int r = 0; r < R; ++r) { EBM_UNROLL_ROWS for (int m = 0; m < M; ++m) out[m][at + r] = sums[r][m]; }
+    EBM_UNROLL_ROWS for (int r = 0; r < R; ++r) { EBM_UNROLL_ROWS for (int m = 0; m < M; ++m) to[m][r] = sums[r][m]; }
 }
 
 // Rows [at, at + rows) of M groups of chains; rows <= kPanelRows.
-template <int M, class V>
+template <int M, bool kAreRowsAdjacent, class V>
 EBM_HD void multiply_panel(const Matrix& matrix, const float* w, const float* initial, const Rows<V>* in, int64_t size, const Rows<V>* out,
                            int64_t at, int64_t rows) {
     constexpr int kMany = kProductSums / M < kPanelRows ? kProductSums / M : kPanelRows;
+    const int64_t row_stride = kAreRowsAdjacent ? 1 : matrix.row_stride;
     int64_t r = 0;
-    for (; r + kMany <= rows; r += kMany)
-        multiply_rows<kMany, M>(w + r * matrix.row_stride, matrix.row_stride, matrix.stride, initial, in, size, out, at + r);
-    for (; r + 4 <= rows; r += 4)
-        multiply_rows<4, M>(w + r * matrix.row_stride, matrix.row_stride, matrix.stride, initial, in, size, out, at + r);
-    for (; r < rows; ++r) multiply_rows<1, M>(w + r * matrix.row_stride, matrix.row_stride, matrix.stride, initial, in, size, out, at + r);
+    const auto take = [&](auto count) {
+        constexpr int R = decltype(count)::value;
+        for (; r + R <= rows; r += R) multiply_rows<R, M, kAreRowsAdjacent>(matrix, w + r * row_stride, initial, in, size, out, at + r);
+    };
+    take(Count<kMany>{});
+    if constexpr (kMany > 8) take(Count<8>{});
+    take(Count<4>{});
+    take(Count<1>{});
 }
 
-// out[m] = initial + w in[m] for `count` groups of chains: two of them read a weight together, and all of them while its panel is near.
-template <class V>
-EBM_HD void multiply(const Matrix& w, const float* initial, int count, const Rows<V>* in, int64_t size, const Rows<V>* out, int64_t rows) {
+template <bool kAreRowsAdjacent, class V>
+EBM_HD void multiply_with(const Matrix& w, const float* initial, int count, const Rows<V>* in, int64_t size, const Rows<V>* out,
+                          int64_t rows) {
     for (int64_t at = 0; at < rows; at += kPanelRows) {
         const float* panel = w.at + at / kPanelRows * w.panel_stride;
         const int64_t left = rows - at < kPanelRows ? rows - at : kPanelRows;
         int g = 0;
-        for (; g + 2 <= count; g += 2) multiply_panel<2>(w, panel, initial, in + g, size, out + g, at, left);
-        if (g < count) multiply_panel<1>(w, panel, initial, in + g, size, out + g, at, left);
+        for (; g + 2 <= count; g += 2) multiply_panel<2, kAreRowsAdjacent>(w, panel, initial, in + g, size, out + g, at, left);
+        if (g < count) multiply_panel<1, kAreRowsAdjacent>(w, panel, initial, in + g, size, out + g, at, left);
     }
+}
+
+// out[g] = initial + w in[g] for `count` groups of chains: two of them read a weight together, and all of them while its panel is near.
+template <class V>
+EBM_HD void multiply(const Matrix& w, const float* initial, int count, const Rows<V>* in, int64_t size, const Rows<V>* out, int64_t rows) {
+    if (w.row_stride == 1) return multiply_with<true>(w, initial, count, in, size, out, rows);
+    multiply_with<false>(w, initial, count, in, size, out, rows);
 }
 
 #if !defined(__CUDACC__)
