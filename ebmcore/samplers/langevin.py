@@ -207,13 +207,13 @@ class Langevin:
             return own(x)
         if self.on_divergence != "raise":
             return self.advance(energy, self.init(energy, x, seed=seed), num_steps)[0].x
-        x = own(x)
         key = Key.from_seed(seed, x.device)
-        if self.noise_first:
-            return self._run(energy, x, None, None, key, 0, num_steps)[0]
         run = self._run_natively(energy, x, None, key, num_steps)
         if run is not None:
             return run[0]
+        x = own(x)
+        if self.noise_first:
+            return self._run(energy, x, None, None, key, 0, num_steps)[0]
         value, grad = energy_and_grad(energy, x)
         return self._run(energy, x, value, grad, key, 0, num_steps, evaluate_last=False)[0]
 
