@@ -52,7 +52,7 @@ class AnalyticEnergy(NativeChains, nn.Module):
     def _energy(self, x: Tensor) -> Tensor:
         """The energies, (num_chains,), of (num_chains, dim) float32 or float64, in its dtype."""
 
-    def native_parts(self, x: Tensor) -> tuple[NativeEnergy] | None:
+    def native_parts(self, x: Tensor, num_evaluations: int = 1) -> tuple[NativeEnergy] | None:
         """The formula; None for more than `MAX_NATIVE_DIM` elements, where native code has none, and where a subclass computes something else."""
         if type(self).forward is not AnalyticEnergy.forward or x.dtype not in (torch.float32, torch.float64) or len(x) == 0:
             return None

@@ -172,14 +172,14 @@ class _Sum(NativeChains, _Composition):
             total = total + (part(x) if weight == 1.0 else weight * part(x))
         return total  # type: ignore[no-any-return]
 
-    def native_parts(self, x: Tensor) -> list[NativeEnergy] | None:
+    def native_parts(self, x: Tensor, num_evaluations: int = 1) -> list[NativeEnergy] | None:
         """The parts' own, each times its weight; None where a part has none, or a hook has a say."""
         natives: list[NativeEnergy] = []
         for weight, part in zip(self.weights, self.parts, strict=True):
             is_plain = not any(module._forward_hooks or module._forward_pre_hooks for module in (self, part))
             model: Any = part.model
             is_plain = is_plain and as_energy(model) is model and hasattr(model, "native_parts")
-            own: Sequence[NativeEnergy] | None = model.native_parts(x) if is_plain else None
+            own: Sequence[NativeEnergy] | None = model.native_parts(x, num_evaluations) if is_plain else None
             if own is None:
                 return None
             natives += [native._replace(weight=weight * native.weight) for native in own]

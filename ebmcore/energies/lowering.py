@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ebmcore.ops.dynamics import NativeChains, NativeEnergy
+from ebmcore.ops.dynamics import DynamicsRun, NativeChains, NativeEnergy
 from ebmcore.perceptron import Perceptron
 
 _ACTIVATIONS = (nn.ELU, nn.GELU, nn.LeakyReLU, nn.ReLU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Tanh)
@@ -44,6 +44,7 @@ class LoweredEnergy(NativeChains, nn.Module):
         super().__init__()
         self.module = module
         self._linears, self._activations, self._sign = tuple(linears), tuple(activations), sign
+        self._all_modules = tuple(self.modules())
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (num_chains, *event), as the module takes it. Returns (num_chains,)."""
@@ -54,11 +55,18 @@ class LoweredEnergy(NativeChains, nn.Module):
         """What `trace` and the losses take formulas from; None of the negative of a perceptron."""
         return self._perceptron() if self._sign > 0 else None
 
-    def native_parts(self, x: Tensor) -> tuple[NativeEnergy] | None:
+    def native_parts(self, x: Tensor, num_evaluations: int = 1) -> tuple[NativeEnergy] | None:
         """As `Perceptron.native_parts`; None where a hook has a say."""
-        if any(module._forward_hooks or module._forward_pre_hooks for module in self.modules()):
+        return None if self._has_hooks() else self._perceptron().native_parts(x, num_evaluations, sign=self._sign)
+
+    def native_dynamics(self, kernel: str, x: Tensor, momentum: Tensor | None, key: Tensor, num_steps: int, **options: Any) -> DynamicsRun | None:
+        """Whole chains by `Perceptron.native_dynamics`; None, and nothing done, where a hook has a say."""
+        if self._has_hooks():
             return None
-        return self._perceptron().native_parts(x, self._sign)
+        return self._perceptron().native_dynamics(kernel, x, momentum, key, num_steps, sign=self._sign, **options)
+
+    def _has_hooks(self) -> bool:
+        return any(module._forward_hooks or module._forward_pre_hooks for module in self._all_modules)
 
     def _perceptron(self) -> Perceptron:
         return Perceptron(self, self._linears, self._activations, is_energy=True)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, nn
 
-from ebmcore.ops.dynamics import NativeChains, NativeEnergy
+from ebmcore.ops.dynamics import DynamicsRun, NativeChains, NativeEnergy
 from ebmcore.perceptron import Perceptron, perceptron_from, perceptron_of
 from ebmcore.types import bounded_int, bounded_ints
 
@@ -53,10 +54,15 @@ class MLP(NativeChains, nn.Module):
         """What `trace` and the losses take formulas from; None where a subclass computes something else."""
         return perceptron_from(self, self.layers, is_energy=True) if type(self).forward is MLP.forward else None
 
-    def native_parts(self, x: Tensor) -> tuple[NativeEnergy] | None:
+    def native_parts(self, x: Tensor, num_evaluations: int = 1) -> tuple[NativeEnergy] | None:
         """As `Perceptron.native_parts`; None where a subclass or a hook computes something else."""
         perceptron = perceptron_of(self)
-        return None if perceptron is None else perceptron.native_parts(x)
+        return None if perceptron is None else perceptron.native_parts(x, num_evaluations)
+
+    def native_dynamics(self, kernel: str, x: Tensor, momentum: Tensor | None, key: Tensor, num_steps: int, **options: Any) -> DynamicsRun | None:
+        """Whole chains by `Perceptron.native_dynamics`; None, and nothing done, where a subclass or a hook computes something else."""
+        perceptron = perceptron_of(self)
+        return None if perceptron is None else perceptron.native_dynamics(kernel, x, momentum, key, num_steps, **options)
 
 
 class ConvNet(nn.Module):

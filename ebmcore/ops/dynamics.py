@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ebmcore import _native
@@ -25,7 +26,8 @@ class NativeEnergy(NamedTuple):
     Attributes:
         kind: its name in csrc/ops/energies.def.
         constants: as they are written at its functor in csrc/energies, in the chains' dtype, on their device; of a "perceptron" the tuple
-            (weights, transposed ones or nothing, biases, activations, their parameters, sign).
+            (weights, biases, activations, their parameters, sign, copies of the hidden layers' weights: transposed, `panels`, `panels` of the
+            transposed ones, `bfloat16_tiles`, those of the transposed ones, each a sequence or empty, and `bfloat16_products()`).
         num_components: of sums; else 0.
         weight: E is multiplied by it.
     """
@@ -59,17 +61,40 @@ class NativeChains(abc.ABC):
     """An energy whose chains run natively where it is a sum of what native code knows."""
 
     @abc.abstractmethod
-    def native_parts(self, x: Tensor) -> Sequence[NativeEnergy] | None:
-        """What E is the sum of at x, in its dtype and where it is; None if native code does not know it, or not for this x."""
+    def native_parts(self, x: Tensor, num_evaluations: int = 1) -> Sequence[NativeEnergy] | None:
+        """What E is the sum of at x, in its dtype and where it is; None if native code does not know it, or not for this x.
+
+        num_evaluations: about how many of a chain's it is for; copies of weights can pay when they are many.
+        """
 
     def native_dynamics(self, kernel: str, x: Tensor, momentum: Tensor | None, key: Tensor, num_steps: int, **options: Any) -> DynamicsRun | None:
         """`num_steps` steps in place, natively, as `run_dynamics` describes them; None, and nothing done, where that cannot be."""
-        return run_dynamics(kernel, self.native_parts(x), x, momentum, key, num_steps, **options)
+        parts = self.native_parts(x, num_steps * options.get("num_leapfrog", 1))
+        return run_dynamics(kernel, parts, x, momentum, key, num_steps, **options)
 
 
 def fuses_multiply_add(device: torch.device) -> bool:
     """Whether native code there has the operation that products of perceptrons are made of: all but x86-64 processors of before 2013."""
     return device.type != "cpu" or _native.core.cpu_target() != "baseline" or platform.machine().lower() not in ("x86_64", "amd64")
+
+
+def bfloat16_products() -> int:
+    """How products in bfloat16 are made on this processor: 0 by float32 products, which gains nothing; 1 by AVX-512 BF16; 2 by AMX."""
+    products: int = _native.core.bfloat16_products()
+    return products
+
+
+def panels(matrix: Tensor) -> Tensor:
+    """A copy (num_panels, num_columns, 12): panels of 12 rows, the last filled up with zeros."""
+    padded = F.pad(matrix, (0, 0, 0, -len(matrix) % 12))
+    return padded.reshape(-1, 12, matrix.shape[1]).mT.contiguous()
+
+
+def bfloat16_tiles(matrix: Tensor) -> Tensor:
+    """A copy in bfloat16 as csrc/energies/bfloat16_products.h wants it: tiles of 16 x 32, row by row, an even number of rows of them."""
+    num_rows, num_columns = matrix.shape
+    padded = F.pad(matrix, (0, -num_columns % 32, 0, -num_rows % 32)).bfloat16()
+    return padded.reshape(len(padded) // 16, 16, -1, 32).transpose(1, 2).contiguous()
 
 
 def run_dynamics(
@@ -90,6 +115,8 @@ def run_dynamics(
     jitter: float = 0.0,
     friction: float = 0.0,
     temperature: float = 1.0,
+    precision: str | None = None,
+    row_space: bool = False,
 ) -> DynamicsRun | None:
     """Steps in place on E = factor · Σ weight_k E_k.
 
@@ -98,16 +125,16 @@ def run_dynamics(
     Args:
         kernel: "langevin" (step_size, noise_std, clip_grad, clamp), "mala" (step_size, inverse_mass), "hmc" (step_size, num_leapfrog,
             inverse_mass, jitter), "kinetic_langevin" (step_size, friction, inverse_mass, temperature) or "random_walk" (step_size,
-            inverse_mass). For any other the result is None, and nothing is done.
+            inverse_mass). For any other, and for a precision or row_space that the energy has not seen to, the result is None.
         parts: what E is the sum of; for None, and for more than `MAX_PARTS`, the result is None.
-        x: (num_chains, *event), float32 or float64, contiguous, changed in place.
+        x: (num_chains, *event), float32 or float64, contiguous, changed in place; at least one chain, else the result is None.
         momentum: as x; "kinetic_langevin" only.
         key: int64 [seed, step, first_chain] of the first step, where x is.
         num_steps: at least 1; else the result is None.
         factors: (num_chains,), contiguous, in the dtype of x, by which E of each chain is multiplied; None for ones.
         inverse_mass: contiguous, in the dtype of x, of the event's size; None for ones.
     """
-    if kernel not in ("langevin", "mala", "hmc", "kinetic_langevin", "random_walk"):
+    if kernel not in ("langevin", "mala", "hmc", "kinetic_langevin", "random_walk") or precision is not None or row_space:
         return None
     if parts is None or len(parts) > MAX_PARTS or len(x) == 0 or num_steps == 0:
         return None

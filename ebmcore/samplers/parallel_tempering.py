@@ -273,7 +273,8 @@ class _TemperedParts(_Tempered):
     factors: Tensor | None = None  # of the rows of a run
 
     def native_dynamics(self, kernel: str, x: Tensor, momentum: Tensor | None, key: Tensor, num_steps: int, **options: Any) -> DynamicsRun | None:
-        parts = None if self.units is not None else self.energy.native_parts(x)
+        num_evaluations = num_steps * options.get("num_leapfrog", 1)
+        parts = None if self.units is not None else self.energy.native_parts(x, num_evaluations)
         if parts is None or (num_steps == 1 and kernel != "hmc" and x[0].numel() * sum(part.num_components + 1 for part in parts) > _COSTLY):
             return None
         if self.factors is None:
