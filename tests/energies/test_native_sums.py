@@ -138,6 +138,23 @@ def test_products_of_perceptrons(num_chains: int) -> None:
     assert natively(model, x.double()) is None  # a network of float32
 
 
+@pytest.mark.skipif(not fuses_multiply_add(torch.device("cpu")), reason="native perceptrons need fused multiply-adds")
+def test_products_of_wide_perceptrons() -> None:
+    """Of which many steps copy the weights, and single ones do not: to the same bits."""
+    torch.manual_seed(0)
+    model = product(MLP(300, (256,)), Gaussian(torch.zeros(300), precision=torch.ones(300)))
+    sampler = MALA(0.01)
+    state = start_state = sampler.init(model, start(70, torch.float32, 300), seed=KEY)
+    for _ in range(6):
+        state, _ = sampler.step(model, state)
+    whole, info = sampler.advance(model, start_state, 6)
+    assert_same_bits(whole.x, state.x)
+    plain, plain_info = sampler.advance(in_torch(model), start_state, 6)
+    is_same = (info.acceptance_prob - plain_info.acceptance_prob).abs() < 1e-3
+    assert is_same.float().mean() > 0.9
+    torch.testing.assert_close(whole.x[is_same], plain.x[is_same], rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_stays_so(value: float) -> None:
     x = start(20)
