@@ -87,12 +87,12 @@ def test_ranks_of_exact_draws_are_uniform_and_independent(name: str) -> None:
     """p-values below 1e-6 come up once in a million seeds."""
     example = load("funnel_and_ring")
     target = example.TARGETS[name]()
-    first, second = target.ranks(target.energy.sample(100_000, key=ebmcore.Key(1), dtype=torch.float64))
+    first, second = target.ranks(target.energy.sample(10_000, key=ebmcore.Key(1), dtype=torch.float64))
     # Of two independent uniform ranks the remainder of first + second is uniform, too, and independent of each.
     for pair in ((first, second), (first, (first + second) % 1)):
         distance, p_value = example.kolmogorov(torch.stack(pair).sort(1).values)
         assert p_value > 1e-6, (distance, p_value)
-        assert example.kolmogorov(torch.stack(pair).sort(1).values ** 1.03)[1] < 1e-6
+        assert example.kolmogorov(torch.stack(pair).sort(1).values ** 1.1)[1] < 1e-6
 
 
 def test_energies_of_finite_lattices_are_the_exact_ones() -> None:
