@@ -14,8 +14,8 @@ from torch import Tensor
 from ebmcore import HMC, Langevin
 from ebmcore.bench import run, timing
 from ebmcore.bench.cases import chains, hmc
-from ebmcore.bench.draws import ess_of_a_step
 from ebmcore.bench.checks import check_native_chains
+from ebmcore.bench.draws import ess_of_a_step
 from ebmcore.energies import DoubleWell
 from support.statistics import assert_gaussian
 
