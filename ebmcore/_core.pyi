@@ -19,6 +19,7 @@ __all__: list[str] = [
     "activation_derivatives_dot",
     "activation_tangents",
     "bernoulli",
+    "bfloat16_products",
     "cpu_target",
     "cpu_targets",
     "dynamics",
@@ -119,6 +120,11 @@ def bernoulli(
     first_block: typing.SupportsInt | typing.SupportsIndex,
     threshold: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
+def bfloat16_products() -> int:
+    """
+    0: emulated, 1: AVX-512 BF16, 2: AMX; of the instruction set that is chosen.
+    """
+
 def cpu_target() -> str: ...
 def cpu_targets() -> list[str]: ...
 def dynamics(

@@ -59,6 +59,7 @@ def info() -> dict[str, Any]:
         "version": version,
         "cpu_targets": core.cpu_targets(),
         "cpu_target": core.cpu_target(),
+        "bfloat16_products": ("emulated", "avx512_bf16", "amx")[core.bfloat16_products()],
         "cuda_built": not cuda_problem().startswith("ebmcore was built without CUDA"),
         "cuda_problem": cuda_problem(),
         "num_threads": core.get_num_threads(),

@@ -8,6 +8,7 @@ bilinear form tr J = d_2ᵀ [W_2 ∘ (W_1 W_3)ᵀ] d_1, whose matrix changes wit
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -15,15 +16,16 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ebmcore.ops import activation_derivatives
+from ebmcore.ops import Stream, activation_derivatives, normal
 from ebmcore.ops.activations import layer_in_forward_mode
-from ebmcore.ops.dynamics import DynamicsRun, NativeEnergy, fuses_multiply_add, run_dynamics
+from ebmcore.ops.dynamics import DynamicsRun, NativeEnergy, bfloat16_products, bfloat16_tiles, fuses_multiply_add, panels, run_dynamics
 
 _NATIVE: dict[type[nn.Module], str] = {nn.SiLU: "silu", nn.Tanh: "tanh", nn.Softplus: "softplus", nn.Sigmoid: "sigmoid", nn.ReLU: "relu"}
 _ELEMENTWISE = (nn.CELU, nn.ELU, nn.GELU, nn.LeakyReLU, nn.Mish, nn.SELU, nn.Softplus, nn.Softsign)
 _IN_CHAINS = ("sigmoid", "softplus", "silu", "tanh", "relu", "gelu", "elu", "leaky_relu")  # by their numbers in csrc/ops/activations.h
 _FEW_ROWS, _MANY_WEIGHTS = 256, 2**16
 _FEW_CHAINS = 3  # that native chains take one by one, with units in lanes in place of chains
+_MANY_STEPS = 4  # of native chains, in which copies of many weights in the order of their products pay
 _MAX_HIDDEN_LAYERS = 8  # of native chains
 _MAX_ELEMENTS = 2**22  # of a layer's tangents when every column of a Jacobian is wanted
 
@@ -81,25 +83,68 @@ class Perceptron:
         return is_same and is_field and takes_shape and x.shape[1:].numel() == self.num_inputs and not torch.is_autocast_enabled(x.device.type)
 
     def native_dynamics(
-        self, kernel: str, x: Tensor, momentum: Tensor | None, key: Tensor, num_steps: int, *, sign: float = 1.0, **options: Any
+        self,
+        kernel: str,
+        x: Tensor,
+        momentum: Tensor | None,
+        key: Tensor,
+        num_steps: int,
+        *,
+        sign: float = 1.0,
+        precision: str | None = None,
+        row_space: bool = False,
+        **options: Any,
     ) -> DynamicsRun | None:
         """Steps of chains on sign · E, natively, with the parameters read where they are; None, and nothing done, where that cannot be.
 
         It can for float32, up to 8 hidden layers, the activations of `lower`, and processors with fused multiply-adds; arguments and result as
-        `ops.dynamics.run_dynamics`. The bits are the same on all such processors, for any number of threads and any split of the batch.
+        `ops.dynamics.run_dynamics`. The bits are the same on all such processors, for any number of threads and any split of the batch; with
+        precision "bf16", on a CPU alone, for the latter two.
+
+        row_space: see `ebmcore.Langevin`, whose kernel alone has it. E depends on Qᵀx alone, where W_1ᵀ = Q R: it is a perceptron with first
+        weights Rᵀ of y = Qᵀx.
         """
         activations = [_in_chains(activation) for activation in self._activations]
         parameters = [p.detach() for p in (*self.weights, *self.biases) if p is not None]
         is_native = x.dtype == torch.float32 and len(x) > 0 and num_steps > 0 and self.takes(x) and all(p.is_contiguous() for p in parameters)
         if not is_native or None in activations or len(activations) > _MAX_HIDDEN_LAYERS or not fuses_multiply_add(x.device):
             return None
+        if precision is not None and x.is_cuda:
+            return None
         weights = [weight.detach() for weight in self.weights]
         biases = [None if bias is None else bias.detach() for bias in self.biases]
-        is_few = len(x) <= _FEW_CHAINS and not x.is_cuda
-        transposed = [weight.t().contiguous() for weight in weights[:-1]] if is_few else []
-        network = (weights, transposed, biases, *(zip(*activations, strict=True) if activations else ((), ())), sign)
-        num_numbers = 2 * sum(len(weight) for weight in weights[:-1]) * (1 if x.is_cuda else 2) + 2 * self.num_inputs * is_few
-        return run_dynamics(kernel, NativeEnergy("perceptron", network, num_numbers), x, momentum, key, num_steps, **options)
+
+        def run(x: Tensor) -> DynamicsRun | None:
+            hidden = weights[:-1]
+            is_few = len(x) <= _FEW_CHAINS and not x.is_cuda and precision is None
+            num_products = num_steps * options.get("num_leapfrog", 1)
+            is_long = num_products >= _MANY_STEPS and sum(w.numel() for w in hidden) >= _MANY_WEIGHTS and precision is None and not x.is_cuda
+            copies = [[w.t().contiguous() for w in hidden] if is_few else []]
+            for build, is_wanted in ((panels, is_long and not is_few), (bfloat16_tiles, precision is not None)):
+                copies += [[build(w) for w in hidden], [build(w.t()) for w in hidden]] if is_wanted else [[], []]
+            network = (weights, biases, *(zip(*activations, strict=True) if activations else ((), ())), sign, *copies, bfloat16_products())
+            num_numbers = 2 * sum(len(w) for w in hidden) + 2 * weights[0].shape[1] * is_few
+            if precision is not None:
+                num_numbers += max((-(-size // 32) * 16 for w in hidden for size in w.shape), default=0)
+            return run_dynamics(kernel, NativeEnergy("perceptron", network, num_numbers), x, momentum, key, num_steps, **options)
+
+        if not row_space or len(weights[0]) >= self.num_inputs:
+            return run(x)
+        basis, weights[0] = self._constant("row space", self._row_space)
+        rows = x.view(len(x), -1)
+        start = rows @ basis
+        y = start.clone()
+        result = run(y)
+        assert result is not None
+        assert result.grad is not None
+        noise = normal(rows.shape, key=key, stream=Stream.COMPLEMENT, device=x.device).mul_(options["noise_std"] * math.sqrt(num_steps))
+        rows.add_(noise).add_((y - start - noise @ basis) @ basis.t())
+        return result._replace(grad=(result.grad @ basis.t()).view(x.shape))
+
+    def _row_space(self) -> tuple[Tensor, Tensor]:
+        """Q and Rᵀ of W_1ᵀ = Q R."""
+        basis, triangle = torch.linalg.qr(self.weights[0].detach().t())
+        return basis, triangle.t().contiguous()
 
     def forward(self, x: Tensor, num_derivatives: int = 1) -> Layers:
         """x: (num_chains, num_inputs)."""

@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ebmcore import ops
-from ebmcore.bench.timing import Case, CheckError, NamedProblem, Part, Row, Run
+from ebmcore.bench.timing import Case, CheckError, LeftOutError, NamedProblem, Part, Row, Run
 from ebmcore.energies import LoweredEnergy, lower
 from ebmcore.samplers import Langevin
 from ebmcore.types import Key
 
-NUM_STEPS, STEP_SIZE = 60, 0.01
+STEP_SIZE = 0.01
 RIVAL_STEPS = 6  # of a call of the torch rows, whose steps take as long as they take
 NOISE_STD = math.sqrt(2 * STEP_SIZE)
 
 
+WIDE, SMALL = (784, 256, 256, 1), (2, 128, 128, 1)
+PROBLEMS = ((WIDE, 64, 60), (WIDE, 256, 60), (SMALL, 1, 60), (SMALL, 1, 1000), (SMALL, 32, 1000), (SMALL, 256, 200))
+
+
 class Inputs(NamedTuple):
-    """The user's module, (n, num_inputs) -> (n, 1), and chains."""
+    """The user's module, (n, num_inputs) -> (n, 1), chains, and the steps of a call."""
 
     module: nn.Sequential
     energy: LoweredEnergy
     x: Tensor
+    num_steps: int
 
 
 def make_inputs(problem: NamedProblem, num_sets: int) -> Inputs:
-    widths, num_chains = problem.spec
+    widths, num_chains, num_steps = problem.spec
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layers: list[nn.Module] = []
@@ -38,12 +44,12 @@ def make_inputs(problem: NamedProblem, num_sets: int) -> Inputs:
             layers += [nn.Linear(a, b), nn.SiLU()]
         module = nn.Sequential(*layers[:-1]).to(problem.device)
         x = torch.randn(num_chains, widths[0]).to(problem.device)
-    return Inputs(module, lower(module), x)
+    return Inputs(module, lower(module), x, num_steps)
 
 
 def check(inputs: Inputs) -> str:
-    """Five steps against the formula in float64 under the same noise."""
-    module, energy, x = inputs
+    """Five steps against the formula in float64 under the same noise, and those in bfloat16 beside them."""
+    module, energy, x, _ = inputs
     ours = Langevin(STEP_SIZE)(energy, x, 5, seed=1)
     double = nn.Sequential(*(nn.Linear(m.in_features, m.out_features) if isinstance(m, nn.Linear) else nn.SiLU() for m in module))
     double.load_state_dict(module.state_dict())
@@ -57,12 +63,22 @@ def check(inputs: Inputs) -> str:
     error = float((ours.double() - y).abs().max())
     if error > 1e-5:
         raise CheckError(f"five steps are {error:.2g} away from the formula")
-    return f"five steps within {error:.1g} of the formula in float64, with the same noise"
+    if x.is_cuda:
+        return f"five steps within {error:.1g} of the formula in float64, with the same noise"
+    rounded = float((Langevin(STEP_SIZE, precision="bf16")(energy, x, 5, seed=1).double() - y).abs().max())
+    if not rounded < 1e-2 * STEP_SIZE * 5:
+        raise CheckError(f"five steps in bfloat16 are {rounded:.2g} away from the formula")
+    return f"five steps within {error:.1g} of the formula in float64 with the same noise, in bfloat16 within {rounded:.1g}"
 
 
-def _ours(inputs: Inputs) -> Run:
-    sampler = Langevin(STEP_SIZE)
-    return lambda i: sampler(inputs.energy, inputs.x, NUM_STEPS, seed=1)
+def _ours(**mode: Any) -> Callable[[Inputs], Run]:
+    def make(inputs: Inputs) -> Run:
+        if mode and inputs.x.is_cuda:
+            raise LeftOutError("for CPUs")
+        sampler = Langevin(STEP_SIZE, **mode)
+        return lambda i: sampler(inputs.energy, inputs.x, inputs.num_steps, seed=1)
+
+    return make
 
 
 def _eager_grad(module: nn.Module, x: Tensor) -> Tensor:
@@ -78,7 +94,7 @@ def _eager(inputs: Inputs) -> Part:
             x = x - STEP_SIZE * _eager_grad(inputs.module, x) + NOISE_STD * torch.randn_like(x)
         return x
 
-    return Part(steps, RIVAL_STEPS / NUM_STEPS)
+    return Part(steps, RIVAL_STEPS / inputs.num_steps)
 
 
 def _by_hand(inputs: Inputs) -> Part:
@@ -101,7 +117,7 @@ def _by_hand(inputs: Inputs) -> Part:
             x.sub_(grad, alpha=STEP_SIZE).add_(torch.randn_like(x), alpha=NOISE_STD)
         return x
 
-    return Part(steps, RIVAL_STEPS / NUM_STEPS)
+    return Part(steps, RIVAL_STEPS / inputs.num_steps)
 
 
 def _compiled(inputs: Inputs) -> Part:
@@ -119,7 +135,7 @@ def _compiled(inputs: Inputs) -> Part:
             x = x - STEP_SIZE * step_grad(x).detach() + NOISE_STD * torch.randn_like(x)
         return x
 
-    return Part(steps, RIVAL_STEPS / NUM_STEPS)
+    return Part(steps, RIVAL_STEPS / inputs.num_steps)
 
 
 def _torchebm(inputs: Inputs) -> Part:
@@ -142,14 +158,17 @@ def _torchebm(inputs: Inputs) -> Part:
         states: Tensor = sampler.sample(x=inputs.x.clone(), n_steps=RIVAL_STEPS)
         return states
 
-    return Part(steps, RIVAL_STEPS / NUM_STEPS)
+    return Part(steps, RIVAL_STEPS / inputs.num_steps)
 
 
 CASE = Case(
     name="mlp",
-    summary=f"Langevin chains on perceptrons, {NUM_STEPS} steps",
+    summary="Langevin chains on perceptrons",
     rows=(
-        Row("ebmcore, lowered", "ours", _ours, "Langevin on ebmcore.lower(module): one native call; gain of kernels and of saved calls"),
+        Row("ebmcore, lowered", "ours", _ours(), "Langevin on ebmcore.lower(module): one native call; gain of kernels and of saved calls"),
+        Row("ebmcore, row space", "ours", _ours(row_space=True), "the same law in fewer dimensions: a gain of the algorithm, exact"),
+        Row("ebmcore, bf16", "ours", _ours(precision="bf16"), "products of rounded numbers: a gain of precision, with its bias"),
+        Row("ebmcore, bf16, row space", "ours", _ours(precision="bf16", row_space=True), "both"),
         Row("torch eager", "eager", _eager, f"autograd, randn_like; {RIVAL_STEPS} steps a call"),
         Row("torch by hand", "tuned", _by_hand, "forward and backward written out, in place, no graph"),
         Row("torch.compile", "compiled", _compiled, "the gradient compiled"),
@@ -159,8 +178,7 @@ CASE = Case(
     check=check,
     unit="step",
     problems=tuple(
-        NamedProblem(f"{'-'.join(map(str, widths))} {num_chains} chains", NUM_STEPS, (widths, num_chains))
-        for widths, counts in (((784, 256, 256, 1), (64, 256)), ((2, 128, 128, 1), (1, 32, 256)))
-        for num_chains in counts
+        NamedProblem(f"{'-'.join(map(str, widths))} {num_chains} x {num_steps} steps", num_steps, (widths, num_chains, num_steps))
+        for widths, num_chains, num_steps in PROBLEMS
     ),
 )

@@ -3,6 +3,14 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(EBM_HAVE_X86_TARGETS)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 namespace ebm {
 
 #define EBM_CPU_TARGET(name)    \
@@ -41,6 +49,20 @@ int count_supported() {
     return n;
 }
 
+#if defined(EBM_HAVE_X86_TARGETS)
+Bfloat16Products widest_bfloat16_products() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    constexpr unsigned kTiles = 1u << 24, kTilesOfBfloat16 = 1u << 22, kPairs = 1u << 5;
+    const bool has_tiles = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kTiles) && (d & kTilesOfBfloat16);
+#if defined(__linux__)
+    constexpr long kAskForState = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    if (has_tiles && syscall(SYS_arch_prctl, kAskForState, kTileData) == 0) return Bfloat16Products::amx;
+#endif
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kPairs)) return Bfloat16Products::avx512_bf16;
+    return Bfloat16Products::emulated;
+}
+#endif
+
 const OpTable* chosen = targets[count_supported() - 1].table;
 const OpTable* cuda = nullptr;
 
@@ -59,6 +81,14 @@ Status set_cpu_target(const char* name) {
         }
     }
     return "not an instruction set of this build and machine";
+}
+
+Bfloat16Products bfloat16_products() {
+#if defined(EBM_HAVE_X86_TARGETS)
+    static const Bfloat16Products widest = widest_bfloat16_products();
+    if (chosen == &avx512::table) return widest;
+#endif
+    return Bfloat16Products::emulated;
 }
 
 const OpTable* cuda_table() { return cuda; }

@@ -33,17 +33,18 @@ DynamicsOp dynamics_op(const std::string& name) {
                               {"random_walk", &OpTable::random_walk_dynamics}});
 }
 
-// (weights, transposed ones or nothing, biases, activations, their parameters, sign), sequences of one for each layer.
+// (weights, transposed ones or nothing, biases, activations, their parameters, sign, how products in bfloat16 are made, tiles of the
+// weights and of the transposed ones for these or nothing), sequences of one for each layer.
 PerceptronParams perceptron(const py::tuple& network, const TensorView& x) {
     const char* name = "dynamics";
-    const py::sequence weights = network[0], transposed = network[1], biases = network[2], activations = network[3],
-                       parameters = network[4];
+    const py::sequence weights = network[0], biases = network[1], activations = network[2], parameters = network[3];
     const int64_t num_layers = static_cast<int64_t>(py::len(weights));
     if (x.dtype != Dtype::float32) throw py::type_error("dynamics: x must be float32 for a perceptron");
     if (num_layers < 1 || num_layers > kMaxHiddenLayers + 1) throw py::value_error("dynamics: a perceptron has too many layers");
     PerceptronParams p{};
     p.num_hidden_layers = static_cast<int32_t>(num_layers - 1);
-    p.sign = network[5].cast<float>();
+    p.sign = network[4].cast<float>();
+    p.products = static_cast<Bfloat16Products>(network[10].cast<int32_t>());
     int64_t width = x.dim;
     for (int64_t l = 0; l < num_layers; ++l) {
         const py::object weight = weights[l], bias = biases[l];
@@ -54,9 +55,18 @@ PerceptronParams perceptron(const py::tuple& network, const TensorView& x) {
         p.weights[l] = data_of<const float>(weight, Dtype::float32, kAnySize, x, name, "weight");
         p.biases[l] = optional_data_of<const float>(bias, Dtype::float32, width, x, name, "bias");
         if (l + 1 == num_layers) break;
-        if (py::len(transposed) > 0) {
-            p.transposed[l] = data_of<const float>(transposed[l], Dtype::float32, w.numel(), x, name, "transposed");
-        }
+        const auto copy_of = [&](int index, Dtype dtype, int64_t numel, const char* argument) -> const void* {
+            const py::sequence copies = network[static_cast<size_t>(index)];
+            return py::len(copies) == 0 ? nullptr : data_of(copies[l], dtype, numel, x, name, argument);
+        };
+        const auto filled = [](int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; };
+        const int64_t rows = w.num_chains, columns = w.dim, tiled = filled(rows, 32) * filled(columns, 32);
+        p.transposed[l] = static_cast<const float*>(copy_of(5, Dtype::float32, rows * columns, "transposed"));
+        p.panels[l] = static_cast<const float*>(copy_of(6, Dtype::float32, filled(rows, kPanelRows) * columns, "panels"));
+        p.transposed_panels[l] =
+            static_cast<const float*>(copy_of(7, Dtype::float32, filled(columns, kPanelRows) * rows, "transposed_panels"));
+        p.tiles[l] = static_cast<const uint32_t*>(copy_of(8, Dtype::bfloat16, tiled, "tiles"));
+        p.transposed_tiles[l] = static_cast<const uint32_t*>(copy_of(9, Dtype::bfloat16, tiled, "transposed_tiles"));
         p.activations[l] = static_cast<Activation>(activations[l].cast<int32_t>());
         p.parameters[l] = parameters[l].cast<float>();
     }

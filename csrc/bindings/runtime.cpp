@@ -24,6 +24,9 @@ void register_runtime(py::module_& m) {
             if (Status status = set_cpu_target(name.c_str())) throw py::value_error("set_cpu_target: '" + name + "' is " + status);
         },
         py::arg("name"));
+    m.def(
+        "bfloat16_products", [] { return static_cast<int32_t>(bfloat16_products()); },
+        "0: emulated, 1: AVX-512 BF16, 2: AMX; of the instruction set that is chosen.");
     m.def("get_num_threads", &get_num_threads);
     m.def("set_num_threads", &set_num_threads, py::arg("num_threads"));
     m.def("thread_pool", [] { return std::string(thread_pool_name()); });

@@ -1,48 +1,96 @@
-// The energy of a perceptron with one output, and its gradient. Each weight is read where it lies, once for the chains of M groups.
-// Products are fused multiply-adds in one order: every target that has them gives the same bits, whatever M.
+// The energy of a perceptron with one output, and its gradient. Products are fused multiply-adds in one order: every target that has them
+// gives the same bits, however many groups of chains there are and wherever the weights lie.
 #pragma once
 
 #include "../core/activations.h"
+#include "bfloat16_products.h"
 #include "energy.h"
 
 EBM_BEGIN
 
 #if defined(__CUDACC__)
-constexpr int kProductSums = 8;
-#elif defined(__AVX512F__)
+#define EBM_APART EBM_HD
+#elif defined(__clang__)
+#define EBM_APART static __attribute__((noinline))
+#else
+#define EBM_APART static __attribute__((noinline, optimize("no-schedule-insns")))  // its scheduler leaves no register for some of the sums
+#endif
+
+#if defined(__AVX512F__)
 constexpr int kProductSums = 24;  // what fits into the registers beside the inputs
 #else
 constexpr int kProductSums = 12;
 #endif
 
-// out[m][r] = initial[r] + Σ_k w[r · row_stride + k · stride] in[m][k], r < R.
-template <int R, int M, class V>
-EBM_HD void multiply_rows(const float* w, int64_t row_stride, int64_t stride, const float* initial, const Rows<V> (&in)[M], int64_t size,
-                          const Rows<V> (&out)[M], int64_t at) {
+template <int kCount>
+struct Count {
+    static constexpr int value = kCount;
+};
+
+// Element (r, k) lies at at[r / kPanelRows * panel_stride + r % kPanelRows * row_stride + k * stride]; one of row_stride and stride is 1.
+struct Matrix {
+    const float* at;
+    int64_t row_stride, stride, panel_stride;
+};
+
+// out[m][at + r] = initial[at + r] + Σ_k w(r, k) in[m][k], r < R.
+template <int R, int M, bool kAreRowsAdjacent, class V>
+EBM_APART void multiply_rows(const Matrix& matrix, const float* w, const float* initial, const Rows<V>* in, int64_t size,
+                             const Rows<V>* out, int64_t at) {
+    const int64_t row_stride = kAreRowsAdjacent ? 1 : matrix.row_stride, stride = kAreRowsAdjacent ? matrix.stride : 1;
     V sums[R][M];
+    Rows<V> from[M], to[M];
+    EBM_UNROLL_ROWS for (int m = 0; m < M; ++m) {
+        from[m] = in[m];
+        to[m] = out[m].from(at);
+    }
     EBM_UNROLL_ROWS for (int r = 0; r < R; ++r) {
         EBM_UNROLL_ROWS for (int m = 0; m < M; ++m) sums[r][m] = initial ? V{} + initial[at + r] : V{};
     }
-    w += at * row_stride;
     for (int64_t k = 0; k < size; ++k, w += stride) {
         V values[M];
-        EBM_UNROLL_ROWS for (int m = 0; m < M; ++m) values[m] = in[m][k];
+        EBM_UNROLL_ROWS for (int m = 0; m < M; ++m) values[m] = from[m][k];
         EBM_UNROLL_ROWS for (int r = 0; r < R; ++r) {
             EBM_UNROLL_ROWS for (int m = 0; m < M; ++m) sums[r][m] = multiply_add(w[r * row_stride], values[m], sums[r][m]);
         }
     }
-    EBM_UNROLL_ROWS for (int r = 0; r < R; ++r) { EBM_UNROLL_ROWS for (int m = 0; m < M; ++m) out[m][at + r] = sums[r][m]; }
+    EBM_UNROLL_ROWS for (int r = 0; r < R; ++r) { EBM_UNROLL_ROWS for (int m = 0; m < M; ++m) to[m][r] = sums[r][m]; }
 }
 
-template <int M, class V>
-EBM_HD void multiply(const float* w, int64_t row_stride, int64_t stride, const float* initial, const Rows<V> (&in)[M], int64_t size,
-                     const Rows<V> (&out)[M], int64_t rows) {
-    constexpr int kMany = kProductSums / M;
+// Rows [at, at + rows) of M groups of chains; rows <= kPanelRows.
+template <int M, bool kAreRowsAdjacent, class V>
+EBM_HD void multiply_panel(const Matrix& matrix, const float* w, const float* initial, const Rows<V>* in, int64_t size, const Rows<V>* out,
+                           int64_t at, int64_t rows) {
+    constexpr int kMany = kProductSums / M < kPanelRows ? kProductSums / M : kPanelRows;
+    const int64_t row_stride = kAreRowsAdjacent ? 1 : matrix.row_stride;
     int64_t r = 0;
-    for (; r + kMany <= rows; r += kMany) multiply_rows<kMany>(w, row_stride, stride, initial, in, size, out, r);
-    for (; r + 8 <= rows; r += 8) multiply_rows<8>(w, row_stride, stride, initial, in, size, out, r);
-    for (; r + 4 <= rows; r += 4) multiply_rows<4>(w, row_stride, stride, initial, in, size, out, r);
-    for (; r < rows; ++r) multiply_rows<1>(w, row_stride, stride, initial, in, size, out, r);
+    const auto take = [&](auto count) {
+        constexpr int R = decltype(count)::value;
+        for (; r + R <= rows; r += R) multiply_rows<R, M, kAreRowsAdjacent>(matrix, w + r * row_stride, initial, in, size, out, at + r);
+    };
+    take(Count<kMany>{});
+    if constexpr (kMany > 8) take(Count<8>{});
+    take(Count<4>{});
+    take(Count<1>{});
+}
+
+template <bool kAreRowsAdjacent, class V>
+EBM_HD void multiply_with(const Matrix& w, const float* initial, int count, const Rows<V>* in, int64_t size, const Rows<V>* out,
+                          int64_t rows) {
+    for (int64_t at = 0; at < rows; at += kPanelRows) {
+        const float* panel = w.at + at / kPanelRows * w.panel_stride;
+        const int64_t left = rows - at < kPanelRows ? rows - at : kPanelRows;
+        int g = 0;
+        for (; g + 2 <= count; g += 2) multiply_panel<2, kAreRowsAdjacent>(w, panel, initial, in + g, size, out + g, at, left);
+        if (g < count) multiply_panel<1, kAreRowsAdjacent>(w, panel, initial, in + g, size, out + g, at, left);
+    }
+}
+
+// out[g] = initial + w in[g] for `count` groups of chains: two of them read a weight together, and all of them while its panel is near.
+template <class V>
+EBM_HD void multiply(const Matrix& w, const float* initial, int count, const Rows<V>* in, int64_t size, const Rows<V>* out, int64_t rows) {
+    if (w.row_stride == 1) return multiply_with<true>(w, initial, count, in, size, out, rows);
+    multiply_with<false>(w, initial, count, in, size, out, rows);
 }
 
 #if !defined(__CUDACC__)
@@ -101,52 +149,60 @@ EBM_HD void activate(Activation activation, float parameter, Rows<V> z, Rows<V> 
     }
 }
 
-// Of M groups of chains. `work` has room for M times the network's num_numbers.
-template <bool kEnergy, bool kGrad, int M, class V>
-EBM_HD void evaluate_perceptron(const PerceptronParams& p, const Rows<V> (&x)[M], const Rows<V> (&grad)[M], Rows<V> work,
-                                LaneSum<V>* energy) {
+// Of `count` groups of chains, whose rows of x and grad start widths[0] elements after one another. `work` has room for `count` times the
+// network's num_numbers.
+template <bool kEnergy, bool kGrad, int kMostGroups, class V>
+EBM_HD void evaluate_perceptron(const PerceptronParams& p, int count, Rows<V> x, Rows<V> grad, Rows<V> work, LaneSum<V>* energy) {
     const int last = p.num_hidden_layers;
     // Of each hidden layer a row of slopes and one of values; the values' rows take ∂E/∂h on the way back.
-    Rows<V> h[M], u[M];
+    Rows<V> h[kMostGroups], next[kMostGroups];
     int64_t begin[kMaxHiddenLayers + 2] = {};
-    for (int l = 0; l < last; ++l) begin[l + 1] = begin[l] + 2 * M * p.widths[l + 1];
-    const auto place = [&](int l, int m, int row) { return work.from(begin[l - 1] + (2 * m + row) * p.widths[l]); };
-    for (int m = 0; m < M; ++m) h[m] = x[m];
+    for (int l = 0; l < last; ++l) begin[l + 1] = begin[l] + 2 * count * p.widths[l + 1];
+    const auto place = [&](int l, int g, int row) { return work.from(begin[l - 1] + (2 * g + row) * p.widths[l]); };
+    const auto product = [&](const Matrix& w, const uint32_t* tiles, const float* initial, int64_t size, int64_t rows) {
+#if !defined(__CUDACC__)
+        if (tiles) return multiply_bfloat16(p.products, tiles, initial, count, h, size, next, rows, work.from(begin[last]));
+#endif
+        multiply(w, initial, count, h, size, next, rows);
+    };
+    for (int g = 0; g < count; ++g) h[g] = x.from(g * p.widths[0]);
     for (int l = 0; l < last; ++l) {
-        const int64_t width = p.widths[l + 1];
-        Rows<V> z[M];
-        for (int m = 0; m < M; ++m) z[m] = place(l + 1, m, 1);
-        multiply(p.weights[l], p.widths[l], int64_t(1), p.biases[l], h, p.widths[l], z, width);
-        for (int m = 0; m < M; ++m) {
-            activate(p.activations[l], p.parameters[l], z[m], place(l + 1, m, 0), width);
-            h[m] = z[m];
+        const int64_t size = p.widths[l], width = p.widths[l + 1];
+        for (int g = 0; g < count; ++g) next[g] = place(l + 1, g, 1);
+        const Matrix w =
+            p.panels[l] ? Matrix{p.panels[l], 1, kPanelRows, kPanelRows * size} : Matrix{p.weights[l], size, 1, kPanelRows * size};
+        product(w, p.tiles[l], p.biases[l], size, width);
+        for (int g = 0; g < count; ++g) {
+            activate(p.activations[l], p.parameters[l], next[g], place(l + 1, g, 0), width);
+            h[g] = next[g];
         }
     }
     const float* weight = p.weights[last];
     const int64_t width = p.widths[last];
     if (kEnergy) {
-        for (int m = 0; m < M; ++m) {
+        for (int g = 0; g < count; ++g) {
             V sum = p.biases[last] ? V{} + p.biases[last][0] : V{};
-            for (int64_t k = 0; k < width; ++k) sum = multiply_add(weight[k], h[m][k], sum);
-            energy[m] = LaneSum<V>();
-            energy[m].add(sum * p.sign);
+            for (int64_t k = 0; k < width; ++k) sum = multiply_add(weight[k], h[g][k], sum);
+            energy[g] = LaneSum<V>();
+            energy[g].add(sum * p.sign);
         }
     }
     if constexpr (kGrad) {
-        for (int m = 0; m < M; ++m) {
-            u[m] = last == 0 ? grad[m] : place(last, m, 1);
-            for (int64_t k = 0; k < width; ++k) u[m][k] = V{} + weight[k] * p.sign;
+        for (int g = 0; g < count; ++g) {
+            h[g] = last == 0 ? grad.from(g * p.widths[0]) : place(last, g, 1);
+            for (int64_t k = 0; k < width; ++k) h[g][k] = V{} + weight[k] * p.sign;
         }
         for (int l = last; l > 0; --l) {
-            Rows<V> below[M];
-            for (int m = 0; m < M; ++m) {
-                const Rows<V> slopes = place(l, m, 0);
-                for (int64_t k = 0; k < p.widths[l]; ++k) u[m][k] = u[m][k] * slopes[k];
-                below[m] = l == 1 ? grad[m] : place(l - 1, m, 1);
+            const int64_t size = p.widths[l], below = p.widths[l - 1];
+            for (int g = 0; g < count; ++g) {
+                const Rows<V> slopes = place(l, g, 0);
+                for (int64_t k = 0; k < size; ++k) h[g][k] = h[g][k] * slopes[k];
+                next[g] = l == 1 ? grad.from(g * below) : place(l - 1, g, 1);
             }
-            multiply(p.weights[l - 1], int64_t(1), p.widths[l - 1], static_cast<const float*>(nullptr), u, p.widths[l], below,
-                     p.widths[l - 1]);
-            for (int m = 0; m < M; ++m) u[m] = below[m];
+            const Matrix w = p.panels[l - 1] ? Matrix{p.transposed_panels[l - 1], 1, kPanelRows, kPanelRows * size}
+                                             : Matrix{p.weights[l - 1], 1, below, kPanelRows};
+            product(w, p.transposed_tiles[l - 1], nullptr, size, below);
+            for (int g = 0; g < count; ++g) h[g] = next[g];
         }
     }
 }

@@ -30,7 +30,6 @@ EBM_HD void evaluate_with(const Functor& functor, const EnergyParams& p, int cou
     }
 }
 
-// Two groups together: their products read each weight once.
 template <bool kEnergy, bool kGrad>
 EBM_HD void evaluate_network(const EnergyParams& p, int count, Rows<F32> x, Rows<F32> grad, Rows<F32> work, LaneSum<F32>* energy) {
 #if !defined(__CUDACC__)
@@ -51,13 +50,7 @@ EBM_HD void evaluate_network(const EnergyParams& p, int count, Rows<F32> x, Rows
         return;
     }
 #endif
-    const auto part = [&](Rows<F32> rows, int g) { return kGrad ? rows.from(g * p.dim) : rows; };
-    int g = 0;
-    for (; g + 2 <= count; g += 2) {
-        evaluate_perceptron<kEnergy, kGrad, 2, F32>(p.perceptron, {x.from(g * p.dim), x.from((g + 1) * p.dim)},
-                                                    {part(grad, g), part(grad, g + 1)}, work, energy + g);
-    }
-    if (g < count) evaluate_perceptron<kEnergy, kGrad, 1, F32>(p.perceptron, {x.from(g * p.dim)}, {part(grad, g)}, work, energy + g);
+    evaluate_perceptron<kEnergy, kGrad, kMostGroups>(p.perceptron, count, x, grad, work, energy);
 }
 template <bool kEnergy, bool kGrad>
 EBM_HD void evaluate_network(const EnergyParams&, int, Rows<F64>, Rows<F64>, Rows<F64>, LaneSum<F64>*) {}
@@ -96,7 +89,7 @@ public:
           count(groups_left(per_item)),
           draws(p.key, first) {
         free_ = kLanes == 1 ? Rows<V>{static_cast<V*>(p.workspace) + item, p.num_chains} : Rows<V>{static_cast<V*>(scratch), 1};
-        work = take(p.energy.num_components);
+        work = take(count * p.energy.num_components);
         x = take(count * dim);
         grad = take(count * dim);
     }

@@ -44,6 +44,7 @@ class LoweredEnergy(nn.Module):
         super().__init__()
         self.module = module
         self._linears, self._activations, self._sign = tuple(linears), tuple(activations), sign
+        self._all_modules = tuple(self.modules())
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (num_chains, *event), as the module takes it. Returns (num_chains,)."""
@@ -56,7 +57,7 @@ class LoweredEnergy(nn.Module):
 
     def native_dynamics(self, kernel: str, x: Tensor, momentum: Tensor | None, key: Tensor, num_steps: int, **options: Any) -> DynamicsRun | None:
         """Whole chains by `Perceptron.native_dynamics`; None, and nothing done, where a hook has a say."""
-        if any(module._forward_hooks or module._forward_pre_hooks for module in self.modules()):
+        if any(module._forward_hooks or module._forward_pre_hooks for module in self._all_modules):
             return None
         return self._perceptron().native_dynamics(kernel, x, momentum, key, num_steps, sign=self._sign, **options)
 

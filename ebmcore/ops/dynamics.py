@@ -7,6 +7,7 @@ import platform
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ebmcore import _native
@@ -21,7 +22,8 @@ class NativeEnergy(NamedTuple):
     Attributes:
         kind: its name in csrc/ops/energies.def.
         constants: as they are written at its functor in csrc/energies, in the chains' dtype, on their device; of a "perceptron" the tuple
-            (weights, transposed ones or nothing, biases, activations, their parameters, sign).
+            (weights, biases, activations, their parameters, sign, copies of the hidden layers' weights: transposed, `panels`, `panels` of the
+            transposed ones, `bfloat16_tiles`, those of the transposed ones, each a sequence or empty, and `bfloat16_products()`).
         num_components: of sums; else 0.
     """
 
@@ -54,6 +56,25 @@ def fuses_multiply_add(device: torch.device) -> bool:
     return device.type != "cpu" or _native.core.cpu_target() != "baseline" or platform.machine().lower() not in ("x86_64", "amd64")
 
 
+def bfloat16_products() -> int:
+    """How products in bfloat16 are made on this processor: 0 by float32 products, which gains nothing; 1 by AVX-512 BF16; 2 by AMX."""
+    products: int = _native.core.bfloat16_products()
+    return products
+
+
+def panels(matrix: Tensor) -> Tensor:
+    """A copy (num_panels, num_columns, 12): panels of 12 rows, the last filled up with zeros."""
+    padded = F.pad(matrix, (0, 0, 0, -len(matrix) % 12))
+    return padded.reshape(-1, 12, matrix.shape[1]).mT.contiguous()
+
+
+def bfloat16_tiles(matrix: Tensor) -> Tensor:
+    """A copy in bfloat16 as csrc/energies/bfloat16_products.h wants it: tiles of 16 x 32, row by row, an even number of rows of them."""
+    num_rows, num_columns = matrix.shape
+    padded = F.pad(matrix, (0, -num_columns % 32, 0, -num_rows % 32)).bfloat16()
+    return padded.reshape(len(padded) // 16, 16, -1, 32).transpose(1, 2).contiguous()
+
+
 def run_dynamics(
     kernel: str,
     energy: NativeEnergy,
@@ -71,20 +92,22 @@ def run_dynamics(
     jitter: float = 0.0,
     friction: float = 0.0,
     temperature: float = 1.0,
+    precision: str | None = None,
+    row_space: bool = False,
 ) -> DynamicsRun | None:
     """Steps in place; the draws are those of `ops.normal` (stream PROPOSAL) and `ops.uniform` (ACCEPTANCE, JITTER) in the dtype of x.
 
     Args:
         kernel: "langevin" (step_size, noise_std, clip_grad, clamp), "mala" (step_size, inverse_mass), "hmc" (step_size, num_leapfrog,
             inverse_mass, jitter), "kinetic_langevin" (step_size, friction, inverse_mass, temperature) or "random_walk" (step_size,
-            inverse_mass). For any other the result is None.
+            inverse_mass). For any other, and for a precision or row_space that the energy has not seen to, the result is None.
         x: (num_chains, *event), float32 or float64, contiguous, changed in place; at least one chain.
         momentum: as x; "kinetic_langevin" only.
         key: int64 [seed, step, first_chain] of the first step, where x is.
         num_steps: at least 1.
         inverse_mass: contiguous, in the dtype of x, of the event's size; None for ones.
     """
-    if kernel not in ("langevin", "mala", "hmc", "kinetic_langevin", "random_walk"):
+    if kernel not in ("langevin", "mala", "hmc", "kinetic_langevin", "random_walk") or precision is not None or row_space:
         return None
     require_device(x.device, kernel)
     num_chains = len(x)

@@ -37,6 +37,7 @@ class Stream(enum.IntEnum):
     JITTER = 11  # lengths of trajectories
     SWAP = 12  # exchanges between temperatures
     MOMENTUM = 13  # of chains that start
+    COMPLEMENT = 14  # noise in directions that an energy does not see
 
 
 _ELEMENTS_PER_BLOCK = {

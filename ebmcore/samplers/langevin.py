@@ -80,9 +80,17 @@ class Langevin:
         on_divergence: what happens to a chain whose state, energy or gradient is no longer finite. "raise": DivergenceError, found
             at the latest 32 steps on, of native chains at the end of the call. "freeze": it stays at its last finite state. "restart": it
             goes back to where `init` found it.
+        precision: "bf16": matrix products of an energy that is a perceptron (`energies.MLP`, `lower`) are made of numbers rounded to bfloat16,
+            with sums, states and all else in float32. ∇E is then a few thousandths of its size off. Bits are those of one processor.
+        row_space: of an energy that is a perceptron, whose first layer is narrower than x, move x in the row space of the first weights step by
+            step, and add the noise of the other directions, in which ∇E is zero, once a call: the law of x after each call is as without, but
+            bits depend on how steps are split into calls. The basis is made once for each value of the weights, by a QR factorisation.
+
+    `precision`, on a CPU, and `row_space` are for native chains of float32 numbers: no schedules, no noise_first, no clip_grad_norm, no
+    on_divergence but "raise"; row_space also refuses clip_grad and clamp, which are not the same in every direction.
 
     Raises:
-        TypeError, ValueError: for arguments that are not as above.
+        TypeError, ValueError: for arguments that are not as above; in a call, for an energy without what precision or row_space needs.
     """
 
     step_size: float | Schedule
@@ -93,6 +101,8 @@ class Langevin:
     clamp: tuple[float, float] | None = None
     noise_first: bool = False
     on_divergence: str = "raise"
+    precision: str | None = None
+    row_space: bool = False
 
     def __post_init__(self) -> None:
         if not callable(self.step_size):
@@ -108,6 +118,15 @@ class Langevin:
         bounds(self.clamp, "Langevin")
         if self.on_divergence not in _POLICIES:
             raise ValueError(f"Langevin: on_divergence must be one of {', '.join(_POLICIES)}, got {self.on_divergence!r}")
+        if self.precision not in (None, "bf16"):
+            raise ValueError(f'Langevin: precision must be None or "bf16", got {self.precision!r}')
+        if not isinstance(self.row_space, bool):
+            raise TypeError(f"Langevin: row_space must be a bool, got {self.row_space!r}")
+        if self._needs_native:
+            if not self._may_be_native:
+                raise ValueError(f"Langevin: precision and row_space take no schedule, noise_first, clip_grad_norm or on_divergence, got {self}")
+            if self.row_space and (self.clip_grad is not None or self.clamp is not None):
+                raise ValueError(f"Langevin: row_space takes no clip_grad and no clamp, got clip_grad={self.clip_grad}, clamp={self.clamp}")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Langevin:
@@ -121,6 +140,15 @@ class Langevin:
         """noise_std² / (2 · step_size), the temperature that is really simulated; of schedules at step 0."""
         step_size, noise_std = self._scales(0)
         return noise_std**2 / (2 * step_size)
+
+    @property
+    def _needs_native(self) -> bool:
+        return self.precision is not None or self.row_space
+
+    @property
+    def _may_be_native(self) -> bool:
+        has_schedule = callable(self.step_size) or callable(self.noise_std)
+        return not (has_schedule or self.noise_first) and self.clip_grad_norm is None and self.on_divergence == "raise"
 
     @torch.inference_mode(False)
     def init(self, energy: EnergyFn, x: Tensor, *, seed: int | Key | None = None) -> LangevinState:
@@ -179,13 +207,13 @@ class Langevin:
             return own(x)
         if self.on_divergence != "raise":
             return self.advance(energy, self.init(energy, x, seed=seed), num_steps)[0].x
-        x = own(x)
         key = Key.from_seed(seed, x.device)
-        if self.noise_first:
-            return self._run(energy, x, None, None, key, 0, num_steps)[0]
         run = self._run_natively(energy, x, None, key, num_steps)
         if run is not None:
             return run[0]
+        x = own(x)
+        if self.noise_first:
+            return self._run(energy, x, None, None, key, 0, num_steps)[0]
         value, grad = energy_and_grad(energy, x)
         return self._run(energy, x, value, grad, key, 0, num_steps, evaluate_last=False)[0]
 
@@ -230,11 +258,12 @@ class Langevin:
 
     def _run_natively(self, energy: EnergyFn, x: Tensor, value: Tensor | None, key: Key, num_steps: int) -> tuple[Tensor, Tensor, Tensor] | None:
         """Steps from x, which stays as it is, if the energy can take them itself. value is None at a start that is not evaluated."""
-        has_schedule = callable(self.step_size) or callable(self.noise_std)
-        if has_schedule or self.clip_grad_norm is not None or self.noise_first or not hasattr(energy, "native_dynamics"):
+        if not self._may_be_native:
             return None
         step_size, noise_std = self._scales(0)
-        options = {"step_size": step_size, "noise_std": noise_std, "clip_grad": self.clip_grad, "clamp": self.clamp}
+        options: dict[str, Any] = {"step_size": step_size, "noise_std": noise_std, "clip_grad": self.clip_grad, "clamp": self.clamp}
+        if self._needs_native:
+            options |= {"precision": self.precision, "row_space": self.row_space}
         start = x.new_full((len(x),), math.nan, dtype=energy_dtype(x)) if value is None else value
         try:
             run = run_unadjusted(energy, "langevin", x, None, start, key, num_steps, options, "Langevin", _ADVICE)
@@ -242,6 +271,11 @@ class Langevin:
             if value is None:
                 self.init(energy, x, seed=key)
             raise
+        if run is None and self._needs_native:
+            raise ValueError(
+                f"Langevin: precision and row_space need the energy to be a perceptron with native chains (energies.MLP, lower), x to be float32, "
+                f"for precision on a CPU, and fused multiply-adds, got {type(energy).__name__} and {x.dtype} on {x.device}"
+            )
         return None if run is None else (run[0], run[2], run[3])
 
     def _run(

@@ -7,6 +7,14 @@ namespace {
 
 constexpr int64_t kScratchAim = 16384;  // bytes: as many groups of chains at once as fit, for one hides the latency of the others
 
+// Groups of chains that read weights together: two from the nearest caches, more of them from further away.
+inline int64_t groups_of_network(const PerceptronParams& p) {
+    constexpr int64_t kNear = 1 << 20;  // bytes
+    int64_t bytes = 0;
+    for (int l = 0; l < p.num_hidden_layers; ++l) bytes += p.widths[l] * p.widths[l + 1] * (p.tiles[l] ? 2 : 4);
+    return bytes <= kNear ? 2 : 4;
+}
+
 template <class C, template <class> class Body>
 Status run_chains_of(const DynamicsParams& p) {
     using L = ChainLanes<C>;
@@ -14,7 +22,12 @@ Status run_chains_of(const DynamicsParams& p) {
     const int64_t row = numbers * static_cast<int64_t>(sizeof(typename L::V));
     const int64_t num_groups = (p.num_chains + L::kWidth - 1) / L::kWidth, fit = kScratchAim / row;
     int64_t per_item = fit < 1 ? 1 : fit < kMostGroups ? fit : kMostGroups;
-    if (p.energy.kind == EnergyKind::perceptron && kLanes > 1) per_item = 2;  // what its products take together
+#if !defined(__CUDACC__)
+    if (p.energy.kind == EnergyKind::perceptron) {
+        const int64_t share = (num_groups + get_num_threads() - 1) / get_num_threads(), most = groups_of_network(p.energy.perceptron);
+        per_item = share < most ? share : most;
+    }
+#endif
     if (num_groups < per_item) per_item = num_groups;
     const int64_t steps = p.num_steps * (p.num_leapfrog > 1 ? p.num_leapfrog : 1);
     const int64_t work = per_item * steps * (p.energy.dim * (p.energy.num_components + 1) * 10 + 20);  // ns, about
