@@ -196,12 +196,15 @@ def _ess_of_steps(case: Case, problem: Problem | NamedProblem, labels: Container
     spec, num_steps = problem.judged
     inputs = case.make_inputs(dataclasses.replace(problem, spec=spec), 1)
     for row in case.rows_of(problem):
-        if row.label in labels and row.evaluations:
+        if row.label in labels:
             try:
                 step = cast(Part, row.setup(inputs)).step
                 assert step is not None
                 result[row.label] = ess_of_a_step(step, inputs.x, num_steps)
-            except Exception as error:  # the times stand; arviz-stats may be missing, a rival may fail
+            except ImportError as error:
+                print(f"no effective sample sizes: {error}")
+                break
+            except Exception as error:  # a rival's; the times stand
                 print(f"{row.label}: no effective sample size: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
     return result
 

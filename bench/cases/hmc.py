@@ -17,7 +17,7 @@ from ebmcore.samplers import HMC
 
 STEP_SIZE, NUM_LEAPFROG = 0.1, 10
 NUM_STEPS, RIVAL_STEPS = 200, 2  # of a call; steps of the torch rows take as long as they take
-NUM_JUDGED, JUDGED_STEPS = 256, 400  # chains whose draws are judged, and their steps
+NUM_JUDGED, JUDGED_STEPS = 256, 1000  # chains whose draws are judged, and their steps
 
 
 class Inputs(NamedTuple):

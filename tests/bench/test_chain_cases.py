@@ -89,11 +89,26 @@ def test_evaluations_are_those_that_rows_make(case: Any, monkeypatch: pytest.Mon
     assert len(counts) >= 3
 
 
-@pytest.mark.parametrize("label", ["blackjax", "ebmkit", "torchebm"])
-def test_rivals_keep_the_law(label: str) -> None:
-    for name in {"blackjax": ("jax", "blackjax"), "ebmkit": ("ebm.samplers",), "torchebm": ("torchebm",)}[label]:
+RIVALS = {"blackjax": ("jax", "blackjax"), "ebmkit": ("ebm.samplers",), "torchebm": ("torchebm",)}
+
+
+@pytest.mark.parametrize("label", ["ebmcore", "torch eager", "torch tuned", *RIVALS])
+def test_one_step_of_langevin_is_the_same_law_in_every_row(label: str) -> None:
+    for name in RIVALS.get(label, ()):
         pytest.importorskip(name)
-    inputs = hmc.make_inputs(small((20_000, 2)), 1)
+    x = torch.tensor([0.5, -1.3])
+    inputs = chains.make_inputs(small(("double well", 20_000, 2)), 1)._replace(x=x.repeat(20_000, 1))
+    torch.manual_seed(1)
+    part: Any = next(row for row in chains.CASE.rows if row.label == label).setup(inputs)
+    mean = x - chains.STEP_SIZE * inputs.gradient(x)
+    assert_gaussian(part.step(inputs.x.clone()).double(), mean.double(), 2 * chains.STEP_SIZE * torch.eye(2), what=label)
+
+
+@pytest.mark.parametrize("label", RIVALS)
+def test_rivals_keep_the_law(label: str) -> None:
+    for name in RIVALS[label]:
+        pytest.importorskip(name)
+    inputs = hmc.make_inputs(small((5000, 2)), 1)
     torch.manual_seed(1)
     part: Any = next(row for row in hmc.CASE.rows if row.label == label).setup(inputs)
     assert_gaussian(part.run(0).double(), torch.zeros(2), torch.eye(2), what=label)
@@ -111,6 +126,20 @@ def test_ess_of_a_step_is_that_of_an_autoregression() -> None:
     assert ess == pytest.approx(0.25, rel=0.1)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(x, start)
+
+
+def test_without_arviz_stats_one_line_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def ess(*_: Any) -> float:
+        raise ImportError("needs arviz-stats")
+
+    monkeypatch.setattr(run, "ess_of_a_step", ess)
+    monkeypatch.setattr(timing, "MIN_SAMPLE_SECONDS", 1e-5)
+    rows = tuple(row for row in hmc.CASE.rows if row.kind in ("ours", "tuned"))
+    case = dataclasses.replace(hmc.CASE, rows=rows, problems=(timing.NamedProblem("small", 1000, (5, 2), judged=((5, 2), 8)),))
+    assert all(row["status"] == "ok" for row in run.run(case, rounds=1)["results"][0]["rows"])
+    out = capsys.readouterr().out
+    assert out.count("no effective sample sizes: needs arviz-stats") == 1
+    assert "ESS" not in out
 
 
 def test_report_has_effective_sample_sizes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
