@@ -199,6 +199,22 @@ def test_batches_split_and_steps_go_on(device, sampler):
     assert_same_bits(state.x, whole)
 
 
+@pytest.mark.parametrize("widths", [(130, 257, 140, 1), (260, 260, 1), (12, 6000, 1)])
+def test_copies_of_many_weights_have_their_bits(cpu_target, num_threads, widths):
+    """Long chains read panels of them, single steps the weights themselves."""
+    energy, x = lower(network(widths)), states(75, widths[0])
+    if cpu_target == "baseline":
+        pytest.skip("has no native chains of perceptrons")
+    langevin = Langevin(0.05)
+    state = langevin.init(energy, x, seed=KEY)
+    whole, _ = langevin.advance(energy, state, 4)
+    for _ in range(4):
+        state, _ = langevin.step(energy, state)
+    assert_same_bits(state.x, whole.x)
+    assert_same_bits(state.grad, whole.grad)
+    assert_same_bits(state.energy, whole.energy)
+
+
 @pytest.mark.parametrize("widths", [(2, 128, 128, 1), (37, 3, 1), (5, 41, 18, 1)])
 def test_a_few_chains_have_the_bits_of_many(widths):
     energy, x = lower(network(widths, nn.Tanh())), states(9, widths[0])
