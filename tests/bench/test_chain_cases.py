@@ -108,7 +108,7 @@ def test_one_step_of_langevin_is_the_same_law_in_every_row(label: str) -> None:
 def test_rivals_keep_the_law(label: str) -> None:
     for name in RIVALS[label]:
         pytest.importorskip(name)
-    inputs = hmc.make_inputs(small((5000, 2)), 1)
+    inputs = hmc.make_inputs(small((10_000, 2)), 1)
     torch.manual_seed(1)
     part: Any = next(row for row in hmc.CASE.rows if row.label == label).setup(inputs)
     assert_gaussian(part.run(0).double(), torch.zeros(2), torch.eye(2), what=label)
