@@ -10,14 +10,15 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from ebmcore.bench.cases import ais, chains, gibbs, gwg, hmc, langevin, mlp, noise, potts, proposal, rbm, trace
+from ebmcore.bench.draws import efficiency, ess_of_a_step
 from ebmcore.bench.memory import peak_bytes
 from ebmcore.bench.timing import COPY_BYTES, Case, CheckError, LeftOutError, NamedProblem, Part, Problem, Run, copy_run, num_input_sets, time_in_turns
 from ebmcore.ops import info
@@ -142,7 +143,7 @@ def _time(case: Case, problem: Problem | NamedProblem, rounds: int, with_compile
             continue
         try:
             part = row.setup(inputs)
-            runs[row.label], shares[row.label] = part if isinstance(part, Part) else (part, 1.0)
+            runs[row.label], shares[row.label], _ = part if isinstance(part, Part) else Part(part, 1.0)
             runs[row.label](0)
             if case.with_memory:
                 peaks[row.label] = peak_bytes(partial(runs[row.label], 0), problem.device)
@@ -161,6 +162,7 @@ def _time(case: Case, problem: Problem | NamedProblem, rounds: int, with_compile
     samples = {label: [seconds / shares.get(label, 1.0) for seconds in values] for label, values in samples.items()}
     medians = {label: statistics.median(values) for label, values in samples.items()}
     copy_gbps = 2 * COPY_BYTES / medians["copy"] / 1e9 if "copy" in medians else None
+    ess = _ess_of_steps(case, problem, medians)
     rows = []
     for row in case_rows:
         entry: dict[str, Any] = {"label": row.label, "group": row.group, "kind": row.kind, "note": row.note, "status": status[row.label]}
@@ -179,9 +181,32 @@ def _time(case: Case, problem: Problem | NamedProblem, rounds: int, with_compile
                 "percent_of_copy": 100 * gbps / copy_gbps if gbps and copy_gbps else None,
                 "peak_bytes": peaks.get(row.label),
             }
+            if row.label in ess:
+                entry |= efficiency(ess[row.label], row.evaluations, seconds / n)
         rows.append(entry)
     copied = {"input_sets": num_sets, "copy_gb_per_s": copy_gbps if case.arrays else None}
     return {"problem": problem.name, "num_units": problem.num_units, **copied, "rows": rows}
+
+
+def _ess_of_steps(case: Case, problem: Problem | NamedProblem, labels: Container[str]) -> dict[str, float]:
+    """The effective sample size of a chain step of these rows, where the problem has draws to judge."""
+    result: dict[str, float] = {}
+    if not isinstance(problem, NamedProblem) or problem.judged is None:
+        return result
+    spec, num_steps = problem.judged
+    inputs = case.make_inputs(dataclasses.replace(problem, spec=spec), 1)
+    for row in case.rows_of(problem):
+        if row.label in labels:
+            try:
+                step = cast(Part, row.setup(inputs)).step
+                assert step is not None
+                result[row.label] = ess_of_a_step(step, inputs.x, num_steps)
+            except ImportError as error:
+                print(f"no effective sample sizes: {error}")
+                break
+            except Exception as error:  # a rival's; the times stand
+                print(f"{row.label}: no effective sample size: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    return result
 
 
 def _quartiles(values: list[float]) -> tuple[float, float]:
@@ -200,6 +225,8 @@ def _table(result: dict[str, Any], unit: str) -> str:
         header.append(f"% of copy ({result['copy_gb_per_s']:.0f} GB/s)")
     if any(row.get("peak_bytes") is not None for row in result["rows"]):
         header.append("peak MiB")
+    if any("ess_per_step" in row for row in result["rows"]):
+        header += ["ESS/s", "ESS/1000 evaluations"]
     lines = [header]
     for row in result["rows"]:
         if row["status"] != "ok":
@@ -210,7 +237,9 @@ def _table(result: dict[str, Any], unit: str) -> str:
         cells = [row["label"], _figure(row["ns_per_unit"], 3), f"{_figure(low, 3)} to {_figure(high, 3)}", *ratios]
         cells += [f"{row['gb_per_s']:.1f}"] if row["gb_per_s"] else []
         cells += [f"{row['percent_of_copy']:.0f}"] if row["percent_of_copy"] else []
-        lines.append(cells + ([f"{row['peak_bytes'] / 2**20:.2f}"] if row["peak_bytes"] is not None else []))
+        cells += [f"{row['peak_bytes'] / 2**20:.2f}"] if row["peak_bytes"] is not None else []
+        cells += [f"{row['ess_per_second']:,.0f}", f"{row['ess_per_1000_evaluations']:.2f}"] if "ess_per_step" in row else []
+        lines.append(cells + [""] * (len(header) - len(cells)))
     widths = [max(len(line[i]) for line in lines if i != 1 or len(line[2])) for i in range(len(header))]
     text = ["| " + " | ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]) + " |" for line in lines]
     text.insert(1, "| " + " | ".join(["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]) + " |")
@@ -253,7 +282,7 @@ def _versions() -> dict[str, str]:
     versions = {"ebmcore": info()["version"], "torch": str(torch.__version__), "python": platform.python_version()}
     if torch.version.cuda:
         versions["cuda of torch"] = torch.version.cuda
-    for name in ("torchebm", "triton", "dwave-samplers", "thrml", "jax"):
+    for name in ("torchebm", "ebmkit", "triton", "dwave-samplers", "thrml", "blackjax", "jax"):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 Run = Callable[[int], object]  # one call, on the i-th input set
 
@@ -32,10 +33,16 @@ class LeftOutError(Exception):
 
 
 class Part(NamedTuple):
-    """A call that does only this share of what the problem asks: its time is scaled."""
+    """A call and what else is known of it.
+
+    Attributes:
+        share: what part of the problem it does: its time is scaled.
+        step: chains (num_chains, dim) one step on, as the call makes them; its argument may be overwritten. Of rows whose draws are judged.
+    """
 
     run: Run
     share: float
+    step: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class NamedProblem:
         num_units: what the case counts (its `unit`) in one call.
         spec: what `make_inputs` of the case needs to know.
         rows: where they are not the case's.
+        judged: spec of the same with as many chains as draws are judged of, and the steps of each; None: draws are not judged.
     """
 
     name: str
@@ -54,6 +62,7 @@ class NamedProblem:
     dtype: torch.dtype = torch.float32
     device: torch.device = _CPU
     rows: tuple[Row, ...] = ()
+    judged: tuple[Any, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,7 @@ class Row:
         setup: the case's inputs -> one call on the i-th input set. An ImportError or LeftOutError in it leaves the row out, with that reason.
         note: what the call includes beyond the job.
         group: rows are compared within their group.
+        evaluations: of the energy or its gradient in a chain step, both at one point counted as one; 0 where draws are not judged.
     """
 
     label: str
@@ -95,6 +105,7 @@ class Row:
     setup: Callable[[Any], Run | Part]
     note: str = ""
     group: str = ""
+    evaluations: int = 0
 
 
 @dataclass(frozen=True)

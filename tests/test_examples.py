@@ -8,10 +8,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+import ebmcore
 from support.truths import truth
 
 pytest.importorskip("matplotlib", reason="the extra 'demo' is not installed")
@@ -26,6 +29,8 @@ EXAMPLES = {
     "binary_ebm": "--iterations 3 --batch-size 16 --steps 2 --channels 4 --ais-chains 5 --temperatures 3 --threads 1",
     "protein_potts": "--data 1atzA.aln --iterations 3 --chains 20 --sweeps 1 --fresh 50 --fresh-sweeps 3 --threads 1",
     "tempering_modes": "--chains 40 --evaluations 200 --threads 1",
+    "funnel_and_ring": "--chains 60 --evaluations 400 --threads 1",
+    "tabular_mlp": "--splits 2 --updates 3 --ais-chains 10 --temperatures 5 --threads 1",
     "trace_estimators": "--dim 24 --products 6 12 --repetitions 400 --threads 1",
     "score_2d": "--samples 500 --updates 3 --batch-size 32 --threads 1",
     "ncsn_mnist": "--data images.npz --channels 4 8 --num-blocks 1 --levels 3 --iterations 3 --batch-size 4 --steps-per-level 1 --images 20",
@@ -38,6 +43,8 @@ FIGURES = {
     "compose": r"ring · crescent: total variation 0\.\d+, of as many independent draws 0\.\d+; 14 calls of each part",
     "binary_ebm": r"AIS: log Z = \d+\.\d+ ± \d\.\d+",
     "tempering_modes": r"parallel tempering over Gibbs: total variation 0\.\d+ after 200 evaluations",
+    "funnel_and_ring": r"ParallelTempering +step \d.*\n +HMC +step \d\.\d+ +0\.\d+ (wrong|     ) +-?0\.\d{5} +\d+\.\d{3}",
+    "tabular_mlp": r"MLP, contrastive divergence +0\.\d{4} ± 0\.\d{4} +[+-]0\.\d{4} ± ",
     "trace_estimators": r"24 rms errors, the furthest [0-4]\.\d standard errors off",
     "score_2d": r"free network +denoising +\d+\.\d+ ± \d\.\d+",
     "ncsn_mnist": r"1-NN accuracy of 20 generated and 20 held-out images: [01]\.\d+",
@@ -66,12 +73,31 @@ def test_example(name: str, tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_energies_of_finite_lattices_are_the_exact_ones() -> None:
-    specification = importlib.util.spec_from_file_location("ising_phase_transition", ROOT / "examples" / "ising_phase_transition.py")
+def load(name: str) -> Any:
+    specification = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
     assert specification is not None
     assert specification.loader is not None
     example = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(example)
+    return example
+
+
+@pytest.mark.parametrize("name", ["funnel", "ring", "banana"])
+def test_ranks_of_exact_draws_are_uniform_and_independent(name: str) -> None:
+    """p-values below 1e-6 come up once in a million seeds."""
+    example = load("funnel_and_ring")
+    # The narrower the ring, the less its curvature matters; its draws are slow.
+    target, num = (example.ring(1.0, 0.1), 10_000) if name == "ring" else (example.TARGETS[name](), 100_000)
+    first, second = target.ranks(target.energy.sample(num, key=ebmcore.Key(1), dtype=torch.float64))
+    # Of two independent uniform ranks the remainder of first + second is uniform, too, and independent of each.
+    for pair in ((first, second), (first, (first + second) % 1)):
+        distance, p_value = example.kolmogorov(torch.stack(pair).sort(1).values)
+        assert p_value > 1e-6, (distance, p_value)
+        assert example.kolmogorov(torch.stack(pair).sort(1).values ** 1.1)[1] < 1e-6
+
+
+def test_energies_of_finite_lattices_are_the_exact_ones() -> None:
+    example = load("ising_phase_transition")
     for case in truth("ising2d")["finite"]:
         if (case["Lx"], case["Ly"]) == (8, 8) and case["beta"] in ("0.2", "0.4"):
             point = example.measure(8, float(case["beta"]), num_chains=10_000, num_sweeps=20, num_kept=1, seed=3)

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from ebmcore.bench.checks import check_native_chains
-from ebmcore.bench.timing import Case, LeftOutError, NamedProblem, Part, Row, Run
+from ebmcore.bench.jax_chains import JAX_STEPS, jax_chains
+from ebmcore.bench.timing import Case, LeftOutError, NamedProblem, Part, Row
 from ebmcore.energies import DoubleWell, GaussianMixture
 from ebmcore.samplers import Langevin
 
 STEP_SIZE = 0.01
 NUM_STEPS, RIVAL_STEPS = 1000, 20  # of a call; steps of the torch rows take as long as they take
+NUM_JUDGED, JUDGED_STEPS = 256, 4000  # chains whose draws are judged, and their steps
 HEIGHT, STD = 2.0, 0.5
 NOISE_STD = math.sqrt(2 * STEP_SIZE)
 
@@ -59,14 +61,15 @@ def check(inputs: Inputs) -> str:
     return passed
 
 
-def _ours(inputs: Inputs) -> Run:
+def _ours(inputs: Inputs) -> Part:
     sampler = Langevin(STEP_SIZE)
-    return lambda i: sampler(inputs.energy, inputs.x, NUM_STEPS, seed=1)
+    return Part(lambda i: sampler(inputs.energy, inputs.x, NUM_STEPS, seed=1), 1.0, lambda x: sampler(inputs.energy, x, 1))
 
 
 def _ours_on_torch(inputs: Inputs) -> Part:
     sampler = Langevin(STEP_SIZE)
-    return Part(lambda i: sampler(inputs.formula, inputs.x, RIVAL_STEPS, seed=1), RIVAL_STEPS / NUM_STEPS)
+    share = RIVAL_STEPS / NUM_STEPS
+    return Part(lambda i: sampler(inputs.formula, inputs.x, RIVAL_STEPS, seed=1), share, lambda x: sampler(inputs.formula, x, 1))
 
 
 def _steps(step: Callable[[Tensor], Tensor], x: Tensor) -> Part:
@@ -76,7 +79,7 @@ def _steps(step: Callable[[Tensor], Tensor], x: Tensor) -> Part:
             states = step(states)
         return states
 
-    return Part(steps, RIVAL_STEPS / NUM_STEPS)
+    return Part(steps, RIVAL_STEPS / NUM_STEPS, step)
 
 
 def _eager(inputs: Inputs) -> Part:
@@ -111,7 +114,27 @@ def _torchebm(inputs: Inputs) -> Part:
     torch.set_float32_matmul_precision(precision)  # importing some parts of torchebm changes it for the process
     settings: dict[str, Any] = {"dtype": inputs.x.dtype, "device": inputs.x.device}
     sampler = samplers.LangevinDynamics(core.DoubleWellModel(HEIGHT, 1.0, **settings), step_size=STEP_SIZE, noise_scale=1.0, **settings)
-    return Part(lambda i: sampler.sample(x=inputs.x, n_steps=RIVAL_STEPS), RIVAL_STEPS / NUM_STEPS)
+    share = RIVAL_STEPS / NUM_STEPS
+    return Part(lambda i: sampler.sample(x=inputs.x, n_steps=RIVAL_STEPS), share, lambda x: sampler.sample(x=x, n_steps=1))
+
+
+def _ebmkit(inputs: Inputs) -> Part:
+    sampler = importlib.import_module("ebm.samplers").LangevinDynamics(STEP_SIZE)
+    share = RIVAL_STEPS / NUM_STEPS
+    return Part(lambda i: sampler.sample(inputs.formula, inputs.x, steps=RIVAL_STEPS), share, lambda x: sampler.sample(inputs.formula, x, steps=1))
+
+
+def _blackjax(inputs: Inputs) -> Part:
+    if not isinstance(inputs.energy, DoubleWell):
+        raise LeftOutError("is given the double well only")
+    jax, blackjax = importlib.import_module("jax"), importlib.import_module("blackjax")
+    sgld = blackjax.sgld(lambda x, batch: jax.grad(lambda x: -HEIGHT * ((x**2 - 1) ** 2).sum())(x))  # with the whole gradient it is Langevin
+    return jax_chains(sgld.init, lambda key, x: sgld.step(key, x, None, STEP_SIZE), lambda x: x, inputs.x, JAX_STEPS, NUM_STEPS)
+
+
+def _judged(name: str, dim: int) -> tuple[Any, int] | None:
+    """Not the mixture, whose modes chains leave once in thousands of steps, nor the smallest of a hundred equal coordinates."""
+    return ((name, NUM_JUDGED, dim), JUDGED_STEPS) if name == "double well" and dim == 2 else None
 
 
 PROBLEMS = (("double well", 100, 2), ("double well", 10_000, 2), ("double well", 1000, 100), ("mixture", 10_000, 2))
@@ -120,15 +143,23 @@ CASE = Case(
     name="chains",
     summary=f"whole Langevin chains of {NUM_STEPS} steps on energies by formula",
     rows=(
-        Row("ebmcore", "ours", _ours, "Langevin on a native energy, one call, start included"),
-        Row("ebmcore, torch energy", "ours", _ours_on_torch, f"Langevin on the energy in plain torch; {RIVAL_STEPS} steps a call"),
-        Row("torch eager", "eager", _eager, f"the energy in plain torch, autograd.grad, randn_like; {RIVAL_STEPS} steps a call"),
-        Row("torch tuned", "tuned", _tuned, f"the gradient by hand, no graph, in place; {RIVAL_STEPS} steps a call"),
-        Row("torch.compile", "compiled", _compiled, "of a step with the gradient by hand; on the CPU with eager's randn"),
-        Row("torchebm", "rival", _torchebm, f"LangevinDynamics(DoubleWellModel).sample; {RIVAL_STEPS} steps a call"),
+        Row("ebmcore", "ours", _ours, "Langevin on a native energy, one call, start included", evaluations=1),
+        Row("ebmcore, torch energy", "ours", _ours_on_torch, f"Langevin on the energy in plain torch; {RIVAL_STEPS} steps a call", evaluations=1),
+        Row("torch eager", "eager", _eager, f"the energy in plain torch, autograd.grad, randn_like; {RIVAL_STEPS} steps a call", evaluations=1),
+        Row("torch tuned", "tuned", _tuned, f"the gradient by hand, no graph, in place; {RIVAL_STEPS} steps a call", evaluations=1),
+        Row("torch.compile", "compiled", _compiled, "of a step with the gradient by hand; on the CPU with eager's randn", evaluations=1),
+        Row("torchebm", "rival", _torchebm, f"LangevinDynamics(DoubleWellModel).sample; {RIVAL_STEPS} steps a call", evaluations=1),
+        Row("ebmkit", "rival", _ebmkit, f"LangevinDynamics.sample on the energy in plain torch; {RIVAL_STEPS} steps a call", evaluations=1),
+        Row(
+            "blackjax",
+            "rival",
+            _blackjax,
+            f"sgld with the whole gradient, {JAX_STEPS} steps compiled by JAX, which takes the threads it likes",
+            evaluations=1,
+        ),
     ),
     make_inputs=make_inputs,
     check=check,
     unit="chain step",
-    problems=tuple(NamedProblem(f"{name} {n}x{dim}", n * NUM_STEPS, (name, n, dim)) for name, n, dim in PROBLEMS),
+    problems=tuple(NamedProblem(f"{name} {n}x{dim}", n * NUM_STEPS, (name, n, dim), judged=_judged(name, dim)) for name, n, dim in PROBLEMS),
 )
