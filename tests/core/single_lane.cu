@@ -7,9 +7,11 @@
 #include "../../csrc/kernels/dynamics.h"
 #include "../../csrc/kernels/ising.h"
 #include "../../csrc/kernels/langevin.h"
+#include "../../csrc/kernels/metropolis.h"
 #include "../../csrc/kernels/potts.h"
 #include "../../csrc/kernels/probes.h"
 #include "../../csrc/kernels/rbm_chains.h"
+#include "../../csrc/kernels/swaps.h"
 
 using namespace ebm;
 
@@ -248,17 +250,31 @@ void activations() {
     derivatives<ReluDerivatives>(x);
 }
 
+template <class C>
+struct Part {
+    EnergyKind kind;
+    int64_t num_components;
+    std::vector<C> constants;
+    double weight = 1.0;
+};
+
 template <class C, template <class> class Body>
-void chain(EnergyKind kind, int64_t dim, int64_t num_components, const std::vector<C>& constants) {
+void chain(int64_t dim, const std::vector<Part<C>>& parts, const std::vector<C>& factors) {
     std::vector<C> x = normals<C>(dim, 3), momentum = normals<C>(dim, 4), grad(x.size(), C(0)), energies(num_chains);
-    std::vector<C> drift(dim), noise(dim), workspace(num_chains * dynamics_scratch(dim, num_components));
+    DynamicsParams p{};
+    for (const Part<C>& part : parts) {
+        EnergyParams& energy = p.parts[p.num_parts];
+        energy.constants = part.constants.data(), energy.dim = dim, energy.num_components = part.num_components, energy.kind = part.kind;
+        energy.num_chains = num_chains;
+        p.weights[p.num_parts++] = part.weight;
+        if (part.num_components > p.num_components) p.num_components = part.num_components;
+    }
+    std::vector<C> drift(dim), noise(dim), workspace(num_chains * dynamics_scratch(dim, p.num_components, p.num_parts));
     for (int64_t e = 0; e < dim; ++e) drift[e] = C(1 + e % 3) / 64, noise[e] = C(2 + e % 3) / 16;
     uint8_t accepted[num_chains];
     std::vector<double> acceptance(num_chains);
     std::vector<int64_t> diverged(num_chains);
-    DynamicsParams p{};
-    p.energy.constants = constants.data(), p.energy.dim = dim, p.energy.num_components = num_components, p.energy.kind = kind;
-    p.energy.num_chains = num_chains;
+    p.dim = dim, p.factors = factors.empty() ? nullptr : factors.data();
     p.x = x.data(), p.momentum = momentum.data(), p.energies = energies.data(), p.grad = grad.data(), p.is_accepted = accepted;
     p.acceptance = acceptance.data(), p.num_diverged = diverged.data(), p.drift = drift.data(), p.noise = noise.data(), p.key = key;
     p.num_chains = num_chains, p.num_steps = 20, p.num_leapfrog = 3, p.step_size = 0.0625, p.noise_std = 0.25, p.clip_grad = 2.0;
@@ -272,26 +288,69 @@ template <class C>
 using BoundedLangevin = LangevinDynamics<C, true>;
 
 template <class C>
-void chains(EnergyKind kind, int64_t dim, int64_t num_components, const std::vector<C>& constants) {
-    chain<C, BoundedLangevin>(kind, dim, num_components, constants);
-    chain<C, MalaDynamics>(kind, dim, num_components, constants);
-    chain<C, HmcDynamics>(kind, dim, num_components, constants);
-    chain<C, KineticLangevinDynamics>(kind, dim, num_components, constants);
-    chain<C, RandomWalkDynamics>(kind, dim, num_components, constants);
+void chains(int64_t dim, const std::vector<Part<C>>& parts, const std::vector<C>& factors = {}) {
+    chain<C, BoundedLangevin>(dim, parts, factors);
+    chain<C, MalaDynamics>(dim, parts, factors);
+    chain<C, HmcDynamics>(dim, parts, factors);
+    chain<C, KineticLangevinDynamics>(dim, parts, factors);
+    chain<C, RandomWalkDynamics>(dim, parts, factors);
 }
 
 template <class C>
 void dynamics() {
     std::vector<C> ramp(1000);
     for (int64_t i = 0; i < 1000; ++i) ramp[i] = C(1 + i % 7) / 4;
-    chains<C>(EnergyKind::double_well, 5, 0, {2, 1});
-    chains<C>(EnergyKind::rosenbrock, 3, 0, {1, 4});
-    chains<C>(EnergyKind::funnel, 6, 0, {C(0.25)});
-    chains<C>(EnergyKind::ring, 2, 0, {2, 4});
-    chains<C>(EnergyKind::banana, 2, 0, {C(0.25), C(0.25), 4});
-    chains<C>(EnergyKind::gaussian_diagonal, 5, 0, ramp);
-    chains<C>(EnergyKind::gaussian_full, 5, 0, ramp);
-    chains<C>(EnergyKind::gaussian_mixture, 2, 3, ramp);
+    chains<C>(5, {{EnergyKind::double_well, 0, {2, 1}}});
+    chains<C>(3, {{EnergyKind::rosenbrock, 0, {1, 4}}});
+    chains<C>(6, {{EnergyKind::funnel, 0, {C(0.25)}}});
+    chains<C>(2, {{EnergyKind::ring, 0, {2, 4}}});
+    chains<C>(2, {{EnergyKind::banana, 0, {C(0.25), C(0.25), 4}}});
+    chains<C>(5, {{EnergyKind::gaussian_diagonal, 0, ramp}});
+    chains<C>(5, {{EnergyKind::gaussian_full, 0, ramp}});
+    chains<C>(2, {{EnergyKind::gaussian_mixture, 3, ramp}});
+    chains<C>(2, {{EnergyKind::ring, 0, {2, 4}, 0.5}});
+    chains<C>(2, {{EnergyKind::gaussian_mixture, 3, ramp}, {EnergyKind::ring, 0, {2, 4}, -0.25}, {EnergyKind::banana, 0, {1, 1, 4}}},
+              {C(1), C(0.5), C(0.25), C(2), C(1)});
+}
+
+template <class C, bool kLangevin>
+void metropolis(int64_t dim) {
+    std::vector<C> x = normals<C>(dim, 3), grad = normals<C>(dim, 4), new_x = normals<C>(dim, 5), new_grad = normals<C>(dim, 6);
+    std::vector<C> energies = normals<C>(1, 7), new_energies = normals<C>(1, 8), inverse_mass(dim);
+    for (int64_t e = 0; e < dim; ++e) inverse_mass[e] = C(1 + e % 3) / 2;
+    std::vector<double> corrections = normals<double>(1, 9), sums(num_chains);
+    uint8_t accepted[num_chains];
+    std::vector<int64_t> diverged(num_chains);
+    MetropolisAcceptParams p{};
+    p.x = x.data(), p.energies = energies.data(), p.grad = grad.data(), p.new_x = new_x.data(), p.new_energies = new_energies.data();
+    p.new_grad = new_grad.data(), p.key = key, p.is_accepted = accepted, p.prob_sum = sums.data(), p.num_diverged = diverged.data();
+    p.num_chains = num_chains, p.dim = dim, p.stream = 2, p.dtype = p.energy_dtype = sizeof(C) == 8 ? Dtype::float64 : Dtype::float32;
+    if (kLangevin) {
+        p.step_size = 0.0625, p.inverse_mass = inverse_mass.data();
+    } else {
+        p.log_corrections = corrections.data();
+    }
+    for (int64_t i = 0; i < num_chains; ++i) MetropolisAccept<C, kLangevin>{p}.run(i, nullptr);
+    emit(x), emit(energies), emit(grad), emit(sums), emit(diverged);
+}
+
+void swaps(int64_t num_temperatures) {
+    std::vector<double> energies = normals<double>(num_temperatures, 3), betas(num_temperatures), scales(2 * num_temperatures - 2);
+    std::vector<float> grad = normals<float>(3 * num_temperatures, 4);
+    std::vector<int64_t> names(num_chains * num_temperatures), num_swaps(num_chains * (num_temperatures - 1)), trips(num_chains);
+    std::vector<double> sums(num_swaps.size());
+    std::vector<uint8_t> hottest(names.size());
+    for (size_t i = 0; i < names.size(); ++i) names[i] = static_cast<int64_t>(i), hottest[i] = i % 3 == 0;
+    for (int64_t r = 0; r < num_temperatures; ++r) betas[r] = 1.0 / static_cast<double>(1 << r);
+    for (int64_t r = 0; r + 1 < num_temperatures; ++r) scales[r] = 2.0, scales[num_temperatures - 1 + r] = 0.5;
+    SwapReplicasParams p{};
+    p.fields[0] = {energies.data(), scales.data(), 1, Dtype::float64};
+    p.fields[1] = {grad.data(), scales.data(), 3, Dtype::float32};
+    p.fields[2] = {names.data(), nullptr, 1, Dtype::int64};
+    p.num_fields = 3, p.betas = betas.data(), p.has_been_hottest = hottest.data(), p.prob_sum = sums.data(), p.num_swaps = num_swaps.data();
+    p.num_round_trips = trips.data(), p.key = key, p.num_chains = num_chains, p.num_temperatures = num_temperatures, p.stream = 12;
+    for (int64_t i = 0; i < num_chains; ++i) SwapReplicas{p}.run(i, nullptr);
+    emit(energies), emit(grad), emit(names), emit(hottest), emit(sums), emit(num_swaps), emit(trips);
 }
 
 int main() {
@@ -320,5 +379,9 @@ int main() {
     }
     activations();
     dynamics<float>(), dynamics<double>();
+    for (int64_t dim : {1, 6, 200}) {
+        metropolis<float, true>(dim), metropolis<float, false>(dim), metropolis<double, true>(dim), metropolis<double, false>(dim);
+    }
+    for (int64_t num_temperatures : {2, 5}) swaps(num_temperatures);
     return 0;
 }

@@ -6,6 +6,7 @@ This leaves to a test on a card: launches, memory, and that the device's IEEE op
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -120,20 +121,50 @@ def results_of_activations() -> list[torch.Tensor]:
 
 def results_of_dynamics(dtype: torch.dtype) -> list[torch.Tensor]:
     ramp = ((1 + torch.arange(1000) % 7) / 4).to(dtype)
-    kinds = [("double_well", 5, 0, [2, 1]), ("rosenbrock", 3, 0, [1, 4]), ("funnel", 6, 0, [0.25]), ("ring", 2, 0, [2, 4])]
-    kinds += [("banana", 2, 0, [0.25, 0.25, 4]), ("gaussian_diagonal", 5, 0, ramp), ("gaussian_full", 5, 0, ramp), ("gaussian_mixture", 2, 3, ramp)]
+    banana, ring, mixture = ("banana", [0.25, 0.25, 4], 0, 1.0), ("ring", [2, 4], 0, 1.0), ("gaussian_mixture", ramp, 3, 1.0)
+    sums: list[tuple[int, list[tuple[str, Any, int, float]]]] = [(5, [("double_well", [2, 1], 0, 1.0)]), (3, [("rosenbrock", [1, 4], 0, 1.0)])]
+    sums += [(6, [("funnel", [0.25], 0, 1.0)]), (2, [ring]), (2, [banana])]
+    sums += [(5, [("gaussian_diagonal", ramp, 0, 1.0)]), (5, [("gaussian_full", ramp, 0, 1.0)]), (2, [mixture]), (2, [(*ring[:3], 0.5)])]
+    sums.append((2, [mixture, (*ring[:3], -0.25), ("banana", [1, 1, 4], 0, 1.0)]))
     results = []
-    for kind, dim, num_components, values in kinds:
-        constants, elements = torch.as_tensor(values, dtype=dtype), torch.arange(dim)
+    for dim, given in sums:
+        parts = [(kind, torch.as_tensor(values, dtype=dtype), *rest) for kind, values, *rest in given]
+        factors = torch.tensor([1, 0.5, 0.25, 2, 1], dtype=dtype) if len(parts) > 1 else None
+        elements = torch.arange(dim)
         scales = ((1 + elements % 3) / 64).to(dtype), ((2 + elements % 3) / 16).to(dtype)
         for kernel in ("langevin", "mala", "hmc", "kinetic_langevin", "random_walk"):
             x, momentum = (ops.normal((5, dim), key=KEY, stream=stream, dtype=dtype) for stream in (3, 4))
             energies, grad = x.new_empty(5), torch.empty_like(x)
             report = torch.empty(5, dtype=torch.bool), torch.zeros(5, dtype=torch.float64), torch.zeros(5, dtype=torch.int64)
-            arguments = (kernel, kind, constants, num_components, x, momentum, energies, grad, *report, *scales, KEY.tensor, 20, 3)
+            arguments = (kernel, parts, factors, x, momentum, energies, grad, *report, *scales, KEY.tensor, 20, 3)
             core.dynamics(*arguments, 0.0625, 0.25, 2.0, -3.0, 3.0, 0.75, 0.5, 1, 2, 11, None)
             results += [x, momentum, energies, report[1], report[2]]
     return results
+
+
+def results_of_metropolis(dim: int) -> list[torch.Tensor]:
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        for is_langevin in (True, False):
+            x, grad, new_x, new_grad = (ops.normal((5, dim), key=KEY, stream=stream, dtype=dtype) for stream in (3, 4, 5, 6))
+            energy, new_energy = (ops.normal((5,), key=KEY, stream=stream, dtype=dtype) for stream in (7, 8))
+            options = {"langevin_step_size": 0.0625, "inverse_mass": ((1 + torch.arange(dim) % 3) / 2).to(dtype)}
+            if not is_langevin:
+                options = {"log_correction": ops.normal((5,), key=KEY, stream=9, dtype=torch.float64)}
+            tally = ops.Tally.zeros(energy)
+            ops.metropolis_accept_(x, energy, grad, new_x, new_energy, new_grad, tally, key=KEY, stream=2, **options)
+            results += [x, energy, grad, *tally[1:]]
+    return results
+
+
+def results_of_swaps(num_temperatures: int) -> list[torch.Tensor]:
+    rows = 5 * num_temperatures
+    energy = ops.normal((5, num_temperatures), key=KEY, stream=3, dtype=torch.float64).flatten()
+    grad = ops.normal((5, 3 * num_temperatures), key=KEY, stream=4).reshape(rows, 3)
+    names, betas = torch.arange(rows), 0.5 ** torch.arange(num_temperatures, dtype=torch.float64)
+    tally, scales = ops.SwapTally.zeros((names % 3 == 0).reshape(5, -1)), ops.swap_scales(betas)
+    ops.swap_replicas_(energy, [grad, names], tally, betas=betas, scales=[scales, scales, None], key=KEY, stream=12)
+    return [energy, grad, names, *tally]
 
 
 def test_single_lane_maths_has_the_bits_of_the_cpu(tmp_path: Path) -> None:
@@ -149,6 +180,8 @@ def test_single_lane_maths_has_the_bits_of_the_cpu(tmp_path: Path) -> None:
     expected += [result for sizes in ((20, 7), (33, 40)) for result in results_of_rbm_chains(*sizes)]
     expected += [result for dim in (1, 6, 200, 10007) for result in results_of_probes(dim)] + results_of_activations()
     expected += [result for dtype in (torch.float32, torch.float64) for result in results_of_dynamics(dtype)]
+    expected += [result for dim in (1, 6, 200) for result in results_of_metropolis(dim)]
+    expected += [result for num_temperatures in (2, 5) for result in results_of_swaps(num_temperatures)]
     assert len(output) == sum(result.nbytes for result in expected)
     at = 0
     for i, result in enumerate(expected):
