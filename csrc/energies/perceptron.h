@@ -149,6 +149,8 @@ EBM_HD void activate(Activation activation, float parameter, Rows<V> z, Rows<V> 
     }
 }
 
+namespace {  // what a lambda in here becomes is no symbol that objects share
+
 // Of `count` groups of chains, whose rows of x and grad start widths[0] elements after one another. `work` has room for `count` times the
 // network's num_numbers.
 template <bool kEnergy, bool kGrad, int kMostGroups, class V>
@@ -250,4 +252,5 @@ EBM_HD float evaluate_perceptron(const PerceptronParams& p, const float* x, floa
 
 #endif
 
+}  // namespace
 EBM_END
