@@ -49,7 +49,7 @@ def energy_and_grad(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
     """Energies and their gradient in x, one evaluation.
 
     Works under no_grad and inference_mode; the graph of x, the parameters' .grad and torch's modes are as before. An energy whose class has a
-    method `energy_and_grad` is asked for both by it, and autograd is not called.
+    method `energy_and_grad` is asked for both by it, and autograd is called only if it returns None.
 
     Args:
         energy: (num_chains, *event) -> (num_chains,). It runs in the train/eval mode and autocast that the caller set.
@@ -70,8 +70,9 @@ def energy_and_grad(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
             return energy_and_grad(energy, x)
     own = getattr(type(energy), "energy_and_grad", None)
     if own is not None:
-        both: tuple[Tensor, Tensor] = own(energy, x.detach())
-        return both
+        both: tuple[Tensor, Tensor] | None = own(energy, x.detach())
+        if both is not None:
+            return both
     leaf = x.detach().requires_grad_()
     version = leaf._version
     value = energy(leaf)

@@ -138,6 +138,8 @@ class Key:
 
     def steps(self, num_steps: int) -> Tensor:
         """The keys of the next `num_steps` steps, (num_steps, 3), without a host sync."""
+        if num_steps == 1:
+            return self.tensor[None]
         keys = self.tensor.repeat(num_steps, 1)
         keys[:, 1] += torch.arange(num_steps, dtype=torch.int64, device=keys.device)
         return keys

@@ -20,6 +20,9 @@ from ebmcore.ops.registration import require_device
 MAX_PARTS = _native.core.MAX_PARTS  # of a native energy
 
 
+_WIDE = 2**16  # weights of a network, whose single evaluations are faster as products of torch
+
+
 class NativeEnergy(NamedTuple):
     """What native code needs to know of an energy, or of a part of a sum of them.
 
@@ -69,8 +72,21 @@ class NativeChains(abc.ABC):
 
     def native_dynamics(self, kernel: str, x: Tensor, momentum: Tensor | None, key: Tensor, num_steps: int, **options: Any) -> DynamicsRun | None:
         """`num_steps` steps in place, natively, as `run_dynamics` describes them; None, and nothing done, where that cannot be."""
-        parts = self.native_parts(x, num_steps * options.get("num_leapfrog", 1))
+        parts = self.native_parts(x, num_steps * options.get("num_leapfrog", 1)) if num_steps > 0 else None
         return run_dynamics(kernel, parts, x, momentum, key, num_steps, **options)
+
+    def energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What `gradients.energy_and_grad` asks of energies: in one native pass; None where autograd is the way, as for wide networks."""
+        parts = self.native_parts(x) if x.dtype in (torch.float32, torch.float64) else None
+        if parts is None or any(_is_for_autograd(part, x) for part in parts):
+            return None
+        x = x.clone(memory_format=torch.contiguous_format)  # native chains write to theirs
+        run = run_dynamics("langevin", parts, x, None, torch.zeros(3, dtype=torch.int64, device=x.device), 0, step_size=0.0)
+        return None if run is None or run.grad is None else (run.energy, run.grad)
+
+
+def _is_for_autograd(part: NativeEnergy, x: Tensor) -> bool:
+    return part.kind == "perceptron" and (x.is_cuda or sum(weight.numel() for weight in part.constants[0]) > _WIDE)
 
 
 def fuses_multiply_add(device: torch.device) -> bool:
@@ -130,13 +146,13 @@ def run_dynamics(
         x: (num_chains, *event), float32 or float64, contiguous, changed in place; at least one chain, else the result is None.
         momentum: as x; "kinetic_langevin" only.
         key: int64 [seed, step, first_chain] of the first step, where x is.
-        num_steps: at least 1; else the result is None.
+        num_steps: 0 evaluates alone.
         factors: (num_chains,), contiguous, in the dtype of x, by which E of each chain is multiplied; None for ones.
         inverse_mass: contiguous, in the dtype of x, of the event's size; None for ones.
     """
     if kernel not in ("langevin", "mala", "hmc", "kinetic_langevin", "random_walk") or precision is not None or row_space:
         return None
-    if parts is None or len(parts) > MAX_PARTS or len(x) == 0 or num_steps == 0:
+    if parts is None or len(parts) > MAX_PARTS or len(x) == 0:
         return None
     require_device(x.device, kernel)
     num_chains = len(x)
@@ -188,4 +204,4 @@ def run_dynamics(
         int(Stream.JITTER),
         workspace,
     )
-    return DynamicsRun(value, grad, is_accepted, None if acceptance is None else acceptance.div_(num_steps), num_diverged)
+    return DynamicsRun(value, grad, is_accepted, None if acceptance is None else acceptance.div_(max(num_steps, 1)), num_diverged)

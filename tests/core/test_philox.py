@@ -153,4 +153,5 @@ def test_streams_keep_their_numbers():
         "JITTER": 11,
         "SWAP": 12,
         "MOMENTUM": 13,
+        "COMPLEMENT": 14,
     }
