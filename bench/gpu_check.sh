@@ -118,7 +118,8 @@ sanitizer() { # tool
     cat >"$WORK/short.py" <<'EOF'
 import torch
 from ebmcore import (
-    BlockGibbs, DiscreteLangevin, Gibbs, GibbsWithGradients, Key, PathAuxiliary, RandomFlipMetropolis, SwendsenWang, energies, ops,
+    HMC, MALA, BlockGibbs, DiscreteLangevin, Gibbs, GibbsWithGradients, Key, KineticLangevin, Langevin, ParallelTempering, PathAuxiliary,
+    RandomFlipMetropolis, RandomWalkMetropolis, SwendsenWang, energies, ops,
 )
 
 key = Key(7, step=3, first_chain=11)
@@ -156,6 +157,16 @@ for sampler in (GibbsWithGradients(), GibbsWithGradients(num_flips=2), DiscreteL
     for energy, x in ((ising, spins), (potts, tokens), (deep, bits), (rbm, bits)):
         sampler(energy, x, 3, seed=1)
 BlockGibbs()(rbm, bits, 3, seed=1)
+normal, well = energies.Gaussian(torch.zeros(7), precision=torch.ones(7)).cuda(), energies.DoubleWell().cuda()
+mixture = energies.GaussianMixture([0.5, 0.5], torch.eye(7)[:2], std=1.0).cuda()
+full = energies.Gaussian(torch.zeros(7), precision=torch.eye(7) + 0.1).cuda()
+for sampler in (Langevin(0.01), MALA(0.01), HMC(0.05, 3), KineticLangevin(0.05, 1.0), RandomWalkMetropolis(0.1)):
+    for energy in (normal, full, well, mixture, deep, energies.product(deep, normal), energies.Rosenbrock().cuda(), energies.Funnel(3).cuda(),
+                   energies.Ring().cuda(), energies.Banana().cuda()):
+        dim = getattr(energy, "dim", None) or 7
+        sampler(energy, torch.zeros(37, dim, device="cuda"), 3, seed=1)
+    ParallelTempering(sampler, (1.0, 2.0))(normal, torch.zeros(5, 7, device="cuda"), 3, seed=1)
+    sampler(lambda x: x.square().sum(1), torch.zeros(37, 7, device="cuda"), 3, seed=1)
 torch.cuda.synchronize()
 print("all ops ran")
 EOF
@@ -205,10 +216,13 @@ if [ "$DEVICE" = cuda ]; then
     stage "benchmark langevin bfloat16" 40 benchmark langevin bfloat16 --sizes 1e6,1e8 --no-compile --rounds 15
     stage "benchmark noise" 40 benchmark noise float32 --sizes 1e6,1e8 --rounds 15
     stage "benchmark trace" 60 benchmark trace float32 --only "$TRACES" --no-compile --rounds 10
+    stage "benchmark chains" 40 benchmark chains float32 --no-compile --rounds 5
+    stage "benchmark hmc" 40 benchmark hmc float32 --no-compile --rounds 5
 else
     stage "benchmark langevin float32" 60 benchmark langevin float32 --sizes 1e4,1e5 --no-compile --threads 1 --rounds 5
     stage "benchmark noise" 40 benchmark noise float32 --sizes 1e5 --threads 1 --rounds 5
     stage "benchmark trace" 60 benchmark trace float32 --only "$TRACES" --no-compile --threads 1 --rounds 2
+    stage "benchmark chains" 40 benchmark chains float32 --only "double well 100x2" --no-compile --threads 1 --rounds 2
 fi
 for tool in memcheck racecheck initcheck synccheck; do
     stage "compute-sanitizer $tool" 75 sanitizer "$tool"

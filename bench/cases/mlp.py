@@ -73,7 +73,7 @@ def check(inputs: Inputs) -> str:
 
 def _ours(**mode: Any) -> Callable[[Inputs], Run]:
     def make(inputs: Inputs) -> Run:
-        if mode and inputs.x.is_cuda:
+        if "precision" in mode and inputs.x.is_cuda:
             raise LeftOutError("for CPUs")
         sampler = Langevin(STEP_SIZE, **mode)
         return lambda i: sampler(inputs.energy, inputs.x, inputs.num_steps, seed=1)

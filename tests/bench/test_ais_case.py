@@ -19,7 +19,7 @@ def test_loops_in_torch(loop, monkeypatch):
     monkeypatch.setattr(ais, "NUM_CHAINS", 20_000)
     target, base = Gaussian([0.5, 0.5], precision=[4.0, 4.0]), Gaussian([0.0, 0.0], precision=[1.0, 1.0])
     torch.manual_seed(0)
-    log_weights = loop(ais.Inputs(target, base, 2)).run(0)
+    log_weights = loop(ais.Inputs(target, target, base, 2)).run(0)
     beta = ais.RIVAL_TEMPERATURES / ais.NUM_TEMPERATURES
     precision = 1 + 3 * beta
     mean = 2 * beta / precision
@@ -28,7 +28,7 @@ def test_loops_in_torch(loop, monkeypatch):
 
 
 def test_check(monkeypatch):
-    inputs = ais.Inputs(None, None, 2)
+    inputs = ais.Inputs(None, None, None, 2)
     assert "error bars from the exact value" in ais.check(inputs)
     right = ais.ais
     monkeypatch.setattr(ais, "ais", lambda *args, **kwargs: right(*args, **kwargs)._replace(log_z=3.0))
@@ -41,3 +41,5 @@ def test_inputs(problem):
     inputs = ais.make_inputs(problem, 1)
     assert inputs.energy(torch.zeros(3, inputs.dim)).shape == (3,)
     assert len(inputs.base.mean) == inputs.dim
+    x = torch.randn(3, inputs.dim, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(inputs.composed(x), inputs.energy(x))
