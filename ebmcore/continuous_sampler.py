@@ -337,6 +337,20 @@ def run_unadjusted(
     return end, end_momentum, report.energy.to(value.dtype), report.grad
 
 
+def check_precision(precision: Any, caller: str) -> None:
+    """Raise unless it is one that native chains of perceptrons have."""
+    if precision not in (None, "bf16"):
+        raise ValueError(f'{caller}: precision must be None or "bf16", got {precision!r}')
+
+
+def no_perceptron(energy: EnergyFn, x: Tensor, modes: str, caller: str) -> ValueError:
+    """What to raise where `modes` need native chains of a perceptron, and there are none."""
+    return ValueError(
+        f"{caller}: {modes} the energy to be a perceptron with native chains (energies.MLP, lower), x to be float32, for precision on a CPU, "
+        f"and fused multiply-adds, got {type(energy).__name__} and {x.dtype} on {x.device}"
+    )
+
+
 def check_chains(x: Tensor, caller: str) -> None:
     """Raise unless x can be the state of chains that are accepted or rejected: as `check_state`, and float32 or float64."""
     check_state(x, caller)

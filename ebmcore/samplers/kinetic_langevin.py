@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from ebmcore import ops
-from ebmcore.continuous_sampler import Metric, Preconditioned, check_chains, check_start, own, raise_if_diverged, run_unadjusted
+from ebmcore.continuous_sampler import (
+    Metric,
+    Preconditioned,
+    check_chains,
+    check_precision,
+    check_start,
+    no_perceptron,
+    own,
+    raise_if_diverged,
+    run_unadjusted,
+)
 from ebmcore.gradients import energy_and_grad
 from ebmcore.ops.registration import number
 from ebmcore.types import STEP_BITS, EnergyFn, Key, bounded_int
@@ -55,20 +65,23 @@ class KineticLangevin(Preconditioned):
         friction: γ > 0. The square root of the target's smallest curvature, in units of M, is a good start.
         inverse_mass: the diagonal of M⁻¹, positive, of the event's shape: best the variances of the target. Ones by default.
         temperature: T > 0.
+        precision: "bf16", as of `Langevin`: products of a perceptron in bfloat16, natively, on a CPU.
 
     Raises:
-        TypeError, ValueError: for arguments that are not as above.
+        TypeError, ValueError: for arguments that are not as above; in a call, for an energy without what precision needs.
     """
 
     step_size: float
     friction: float
     inverse_mass: Tensor | None = None
     temperature: float = 1.0
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("step_size", "friction", "temperature"):
             number(getattr(self, name), name, "KineticLangevin", low=0.0, strict=True)
         self._own_inverse_mass()
+        check_precision(self.precision, "KineticLangevin")
 
     @torch.inference_mode(False)
     def init(self, energy: EnergyFn, x: Tensor, *, seed: int | Key | None = None) -> KineticLangevinState:
@@ -104,6 +117,8 @@ class KineticLangevin(Preconditioned):
         options = self._native_options(metric)
         start = state.x, state.momentum, state.energy, state.key
         run = run_unadjusted(energy, "kinetic_langevin", *start, num_steps, options, "KineticLangevin", _ADVICE)
+        if run is None and self.precision is not None:
+            raise no_perceptron(energy, state.x, "precision needs", "KineticLangevin")
         if run is None:
             return self._run(energy, state, num_steps, metric), info
         x, momentum, value, grad = run

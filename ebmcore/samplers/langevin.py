@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ebmcore import ops
-from ebmcore.continuous_sampler import energy_dtype, finite_rows, own, raise_if_diverged, run_unadjusted
+from ebmcore.continuous_sampler import check_precision, energy_dtype, finite_rows, no_perceptron, own, raise_if_diverged, run_unadjusted
 from ebmcore.gradients import check_state, energy_and_grad
 from ebmcore.ops.langevin import StepArguments, bounds, step_arguments, step_into
 from ebmcore.ops.registration import number
@@ -118,8 +118,7 @@ class Langevin:
         bounds(self.clamp, "Langevin")
         if self.on_divergence not in _POLICIES:
             raise ValueError(f"Langevin: on_divergence must be one of {', '.join(_POLICIES)}, got {self.on_divergence!r}")
-        if self.precision not in (None, "bf16"):
-            raise ValueError(f'Langevin: precision must be None or "bf16", got {self.precision!r}')
+        check_precision(self.precision, "Langevin")
         if not isinstance(self.row_space, bool):
             raise TypeError(f"Langevin: row_space must be a bool, got {self.row_space!r}")
         if self._needs_native:
@@ -272,10 +271,7 @@ class Langevin:
                 self.init(energy, x, seed=key)
             raise
         if run is None and self._needs_native:
-            raise ValueError(
-                f"Langevin: precision and row_space need the energy to be a perceptron with native chains (energies.MLP, lower), x to be float32, "
-                f"for precision on a CPU, and fused multiply-adds, got {type(energy).__name__} and {x.dtype} on {x.device}"
-            )
+            raise no_perceptron(energy, x, "precision and row_space need", "Langevin")
         return None if run is None else (run[0], run[2], run[3])
 
     def _run(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ebmcore import DivergenceError, Key, Langevin, ops, perceptron
+from ebmcore import DivergenceError, Key, KineticLangevin, Langevin, ops, perceptron
 from ebmcore._native import core
 from ebmcore.energies import MLP, DoubleWell, lower
 from ebmcore.gradients import energy_and_grad
@@ -139,6 +139,23 @@ def test_chains_in_bfloat16_stay_beside_those_in_float32(products):
     energy, x = lower(Bowl()), states(64, 2)
     ends = [Langevin(0.01, precision=precision)(energy, x, 300, seed=7) for precision in ("bf16", None)]
     assert 0 < float((ends[0] - ends[1]).abs().max()) < 0.05
+
+
+def test_kinetic_langevin_in_bfloat16(products):
+    """Under the same noise in a convex energy it stays beside float32, and single steps have the bits of long runs."""
+    energy, x = lower(Bowl()), states(64, 2)
+    rounded, exact = (KineticLangevin(0.1, friction=1.0, precision=precision) for precision in ("bf16", None))
+    state = rounded.init(energy, x, seed=7)
+    end, _ = rounded.advance(energy, state, 100)
+    assert 0 < float((end.x - exact(energy, x, 100, seed=7)).abs().max()) < 0.1
+    for _ in range(100):
+        state, _ = rounded.step(energy, state)
+    assert_same_bits(state.x, end.x)
+    assert_same_bits(state.momentum, end.momentum)
+    with pytest.raises(ValueError, match="KineticLangevin: precision needs the energy to be a perceptron"):
+        rounded(DoubleWell(), x, 2)
+    with pytest.raises(ValueError, match=r"KineticLangevin: precision must be None or"):
+        KineticLangevin(0.1, friction=1.0, precision="fp16")
 
 
 def replay(module: nn.Sequential, x: Tensor, num_steps: int, step_size: float, noise_std: float, key: Key) -> Tensor:
