@@ -4,16 +4,38 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from ebmcore import HMC, MALA, KineticLangevin, Langevin, RandomWalkMetropolis
-from ebmcore.energies import Gaussian, GaussianMixture
+from ebmcore.energies import DoubleWell, Gaussian, GaussianMixture, LoweredEnergy, lower, product
 from ebmcore.gradients import energy_and_grad
-from support.metropolis import check_acceptance, check_one_step, mala_acceptance, normals, walk_law
+from ebmcore.ops.dynamics import fuses_multiply_add
+from support.metropolis import TARGETS, check_acceptance, check_one_step, mala_acceptance, normals, walk_law
 from support.statistics import assert_gaussian
 from support.truths import truth
 
 pytestmark = pytest.mark.usefixtures("cpu_target")
+
+
+def perceptron(*layers: nn.Module) -> LoweredEnergy:
+    """An energy of one number."""
+    return lower(nn.Sequential(*layers))
+
+
+def linear(weight: float, bias: float = 0.0) -> nn.Linear:
+    layer = nn.Linear(1, 1)
+    with torch.no_grad():
+        layer.weight.fill_(weight)
+        layer.bias.fill_(bias)
+    return layer
+
+
 ONE_DIMENSION = {"gauss1": Gaussian([0.0], precision=[1.0]), "mix2": GaussianMixture([0.6, 0.4], [[-1.5], [1.5]], std=1.0)}
+# Sums of native energies; perceptrons are float32.
+IN_FLOAT32 = {
+    "quartic": product(DoubleWell(0.25), perceptron(linear(0.25, -0.25))),
+    "logistic": product(perceptron(linear(1.0), nn.Softplus(), linear(2.0)), perceptron(linear(-1.0))),
+}
 
 
 def standard(dim: int) -> Gaussian:
@@ -51,15 +73,21 @@ def test_hmc_acceptance_of_unequal_scales(row):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_one_step(dtype):
-    """Every row of the truths whose target is a native energy, and a random walk."""
+    """Every row of the truths, in float64 those whose target is a native energy then, and a random walk."""
+    energies = ONE_DIMENSION | (IN_FLOAT32 if dtype == torch.float32 else {})
+    x = torch.linspace(-2, 2, 9, dtype=dtype)[:, None]
+    for target, energy in energies.items():
+        excess = energy(x) - TARGETS[target](x)  # a constant
+        torch.testing.assert_close(excess, excess.mean().expand(len(x)), atol=1e-5, rtol=0)
+        assert energy.native_parts(x) is not None or not fuses_multiply_add(x.device)
     num = 0
     for kind, rows in (("mala", truth("continuous")["mala_onestep"]), ("hmc", truth("continuous")["hmc_onestep"])):
         for i, law in enumerate(rows):
-            if law["target"] in ONE_DIMENSION:
+            if law["target"] in energies:
                 sampler = MALA(law["h"]) if kind == "mala" else HMC(law["eps"], law["L"])
-                check_one_step(sampler, ONE_DIMENSION[law["target"]], law, 150 + i, dtype)
+                check_one_step(sampler, energies[law["target"]], law, 150 + i, dtype)
                 num += 1
-    assert num == 3
+    assert num == (10 if dtype == torch.float32 else 3)
     for target, energy in ONE_DIMENSION.items():
         check_one_step(RandomWalkMetropolis(2.0), energy, walk_law(target, -0.5, 2.0), 160, dtype)
 
