@@ -33,7 +33,7 @@ Status run_chains_of(const DynamicsParams& p) {
 #endif
     if (num_groups < per_item) per_item = num_groups;
     const int64_t steps = p.num_steps * (p.num_leapfrog > 1 ? p.num_leapfrog : 1) + 1;  // and the evaluation at the start
-    const int64_t work = per_item * steps * (p.dim * num_terms * 10 + 20);  // ns, about
+    const int64_t work = per_item * steps * (p.dim * num_terms * 10 + 20);              // ns, about
     return for_each_chain(Body<C>{p, static_cast<int>(per_item)}, (num_groups + per_item - 1) / per_item, 1 + 50000 / work,
                           kLanes == 1 ? 0 : per_item * row, nullptr, p.place);
 }
