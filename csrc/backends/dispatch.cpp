@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#if defined(EBM_HAVE_X86_TARGETS)
+#if defined(EBM_HAVE_BFLOAT16)
 #include <cpuid.h>
 #if defined(__linux__)
 #include <sys/syscall.h>
@@ -49,7 +49,7 @@ int count_supported() {
     return n;
 }
 
-#if defined(EBM_HAVE_X86_TARGETS)
+#if defined(EBM_HAVE_BFLOAT16)
 Bfloat16Products widest_bfloat16_products() {
     unsigned a = 0, b = 0, c = 0, d = 0;
     constexpr unsigned kTiles = 1u << 24, kTilesOfBfloat16 = 1u << 22, kPairs = 1u << 5;
@@ -84,7 +84,7 @@ Status set_cpu_target(const char* name) {
 }
 
 Bfloat16Products bfloat16_products() {
-#if defined(EBM_HAVE_X86_TARGETS)
+#if defined(EBM_HAVE_BFLOAT16)
     static const Bfloat16Products widest = widest_bfloat16_products();
     if (chosen == &avx512::table) return widest;
 #endif

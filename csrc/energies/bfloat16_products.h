@@ -25,7 +25,7 @@ EBM_HD void pack_pairs(Rows<F32> in, int64_t size, U32* pairs) {
 
 template <bool kHasInstruction>
 EBM_HD F32 add_pair(F32 sum, uint32_t weights, U32 values) {
-#if defined(__AVX512F__)
+#if defined(EBM_HAVE_BFLOAT16)
     if constexpr (kHasInstruction) {
         const __m512i both = _mm512_set1_epi32(static_cast<int>(weights));
         asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"((__m512i)values), "v"(both));
@@ -66,7 +66,7 @@ EBM_HD void multiply_pairs(const uint32_t* w, const float* initial, int count, c
     }
 }
 
-#if defined(__AVX512F__)
+#if defined(EBM_HAVE_BFLOAT16)
 
 // The same by tile registers, for which there are compilers without a name: two rows of tiles times two groups of chains.
 EBM_HD void multiply_tiles(const uint32_t* w, const float* initial, int count, const U32* in, int64_t pairs, const Rows<F32>* out,
@@ -117,7 +117,7 @@ EBM_HD void multiply_bfloat16(Bfloat16Products products, const uint32_t* w, cons
     const int64_t pairs = num_pairs(size);
     U32* const packed = reinterpret_cast<U32*>(&work[0]);
     for (int g = 0; g < count; ++g) pack_pairs(in[g], size, packed + g * pairs);
-#if defined(__AVX512F__)
+#if defined(EBM_HAVE_BFLOAT16)
     if (products == Bfloat16Products::amx) return multiply_tiles(w, initial, count, packed, pairs, out, rows);
     if (products == Bfloat16Products::avx512_bf16) return multiply_pairs<true>(w, initial, count, packed, pairs, out, rows);
 #else

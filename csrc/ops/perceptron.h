@@ -10,7 +10,7 @@ constexpr int kPanelRows = 12;
 // How products in bfloat16 are made.
 enum class Bfloat16Products : int32_t {
     emulated,     // float32 products of the rounded numbers
-    avx512_bf16,  // AVX-512 targets alone, as amx
+    avx512_bf16,  // the AVX-512 target alone, as amx
     amx,
 };
 
