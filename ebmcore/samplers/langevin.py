@@ -84,7 +84,8 @@ class Langevin:
             with sums, states and all else in float32. ∇E is then a few thousandths of its size off. Bits are those of one processor.
         row_space: of an energy that is a perceptron, whose first layer is narrower than x, move x in the row space of the first weights step by
             step, and add the noise of the other directions, in which ∇E is zero, once a call: the law of x after each call is as without, but
-            bits depend on how steps are split into calls. The basis is made once for each value of the weights, by a QR factorisation.
+            bits depend on how steps are split into calls. The basis is made once for each value of the weights, by a QR factorisation, for which
+            784 x 256 weights take 5 ms.
 
     `precision`, on a CPU, and `row_space` are for native chains of float32 numbers: no schedules, no noise_first, no clip_grad_norm, no
     on_divergence but "raise"; row_space also refuses clip_grad and clamp, which are not the same in every direction.
