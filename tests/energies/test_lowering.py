@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +12,7 @@ from ebmcore import HMC, MALA, Key, Langevin, ops
 from ebmcore._native import core
 from ebmcore.energies import MLP, lower
 from ebmcore.gradients import energy_and_grad
-from support.targets import assert_same_bits
+from support.targets import assert_same_bits, network
 
 KEY = Key(5, step=3, first_chain=2)
 ACTIVATIONS = [nn.SiLU(), nn.ReLU(), nn.Tanh(), nn.Softplus(), nn.Sigmoid(), nn.GELU(), nn.ELU(1.3), nn.LeakyReLU(0.1)]
@@ -48,15 +46,6 @@ class Branching(Functional):
 class TwoInputs(Functional):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return super().forward(x)
-
-
-def network(widths: tuple[int, ...], activation: nn.Module | None = None, seed: int = 0) -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layers: list[nn.Module] = []
-        for a, b in pairwise(widths):
-            layers += [nn.Linear(a, b), activation or nn.SiLU()]
-        return nn.Sequential(*layers[:-1])
 
 
 def hooked(module: nn.Sequential) -> nn.Sequential:

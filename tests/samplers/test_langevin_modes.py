@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import pytest
 import torch
@@ -14,19 +13,10 @@ from ebmcore._native import core
 from ebmcore.energies import MLP, DoubleWell, lower
 from ebmcore.gradients import energy_and_grad
 from ebmcore.ops.dynamics import bfloat16_products, fuses_multiply_add
-from support.targets import assert_same_bits
+from support.targets import assert_same_bits, network
 
 Z = 5.45  # standard errors, passed once in 2e7
 EMULATED, AVX512_BF16, AMX = 0, 1, 2
-
-
-def network(*widths: int, activation: nn.Module | None = None, seed: int = 0) -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layers: list[nn.Module] = []
-        for a, b in pairwise(widths):
-            layers += [nn.Linear(a, b), activation or nn.SiLU()]
-    return nn.Sequential(*layers[:-1])
 
 
 def states(n: int, *event: int) -> Tensor:
@@ -52,11 +42,11 @@ def small_integers(module: nn.Sequential) -> nn.Sequential:
 @pytest.mark.parametrize("widths", [(4, 1), (5, 7, 1), (33, 40, 1), (70, 16, 17, 1), (32, 65, 3, 1)])
 @pytest.mark.parametrize("n", [1, 3, 17, 70])
 def test_bfloat16_products_of_small_integers_are_exact(products, widths, n):
-    module = small_integers(network(*widths, activation=nn.ReLU()))
+    module = small_integers(network(widths, activation=nn.ReLU()))
     x = torch.randint(-1, 2, (n, widths[0]), generator=torch.Generator().manual_seed(n)).float()
     langevin = Langevin(1.0, noise_std=0.0, precision="bf16")
     state = langevin.init(lower(module), x, seed=0)
-    double = small_integers(network(*widths, activation=nn.ReLU())).double()
+    double = small_integers(network(widths, activation=nn.ReLU())).double()
     value, grad = energy_and_grad(lambda y: double(y).squeeze(1), x.double())
     assert float(value.abs().max()) < 2**24
     assert_same_bits(langevin(lower(module), x, 1, seed=0), (x.double() - grad).float())
@@ -83,7 +73,7 @@ def test_products_round_to_bfloat16_and_nothing_else_does(products):
 
 @pytest.mark.parametrize("widths", [(784, 256, 256, 1), (2, 128, 128, 1)])
 def test_gradients_in_bfloat16_are_a_few_thousandths_off(products, widths):
-    energy = lower(network(*widths))
+    energy = lower(network(widths))
     x = states(40, widths[0])
     end, _ = Langevin(1e-9, noise_std=0.0, precision="bf16").advance(energy, Langevin(1e-9).init(energy, x), 1)
     value, grad = energy_and_grad(energy.double(), end.x.double())
@@ -92,7 +82,7 @@ def test_gradients_in_bfloat16_are_a_few_thousandths_off(products, widths):
 
 
 def test_bits_in_bfloat16_know_no_batch_and_no_thread(products, num_threads):
-    energy = lower(network(9, 40, 21, 1))
+    energy = lower(network((9, 40, 21, 1)))
     x = states(150, 9)
     langevin = Langevin(0.02, precision="bf16")
     state = langevin.init(energy, x, seed=3)
@@ -177,7 +167,7 @@ def replay(module: nn.Sequential, x: Tensor, num_steps: int, step_size: float, n
 @pytest.mark.parametrize("widths", [(30, 7, 1), (784, 40, 12, 1), (6, 1), (5, 4, 30, 1)])
 @pytest.mark.parametrize("num_steps", [1, 9])
 def test_row_space_is_plain_langevin_under_other_noise(widths, num_steps):
-    module = network(*widths)
+    module = network(widths)
     x, key = states(37, widths[0]), Key(11, step=2, first_chain=5)
     langevin = Langevin(0.05, noise_std=0.3, row_space=True)
     end, _ = langevin.advance(lower(module), langevin.init(lower(module), x, seed=key), num_steps)
@@ -190,7 +180,7 @@ def test_row_space_is_plain_langevin_under_other_noise(widths, num_steps):
 
 def test_noise_that_row_space_adds_is_that_of_all_steps():
     """Directions that the energy does not see: x moves by N(0, num_steps · noise_std²) there, whatever the split into calls."""
-    module = network(40, 3, 1)
+    module = network((40, 3, 1))
     basis = torch.linalg.qr(module[0].weight.detach().t(), mode="complete")[0][:, 3:]
     langevin = Langevin(0.05, noise_std=0.3, row_space=True)
     state = langevin.init(lower(module), torch.zeros(2000, 40), seed=1)
@@ -205,19 +195,19 @@ def test_noise_that_row_space_adds_is_that_of_all_steps():
 
 
 def test_row_space_of_a_wide_first_layer_is_all_there_is():
-    module = network(6, 9, 1)
+    module = network((6, 9, 1))
     plain, mode = (Langevin(0.05, row_space=on)(lower(module), states(5, 6), 4, seed=1) for on in (False, True))
     assert_same_bits(mode, plain)
 
 
 def test_row_space_follows_the_weights():
-    module, x = network(30, 7, 1), states(5, 30)
+    module, x = network((30, 7, 1)), states(5, 30)
     energy, langevin = lower(module), Langevin(0.05, row_space=True)
     before = langevin(energy, x, 4, seed=1)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     energy(x).sum().backward()
     optimizer.step()
-    fresh = network(30, 7, 1)
+    fresh = network((30, 7, 1))
     fresh.load_state_dict(module.state_dict())
     after = langevin(energy, x, 4, seed=1)
     assert_same_bits(after, langevin(lower(fresh), x, 4, seed=1))
@@ -239,7 +229,7 @@ def test_row_space_of_events_with_shape_and_in_bfloat16(products):
 @pytest.mark.parametrize("mode", [{"precision": "bf16"}, {"row_space": True}])
 def test_chains_that_diverge_are_found(mode):
     with pytest.raises(DivergenceError, match="Langevin"):
-        Langevin(0.1, noise_std=1e38, **mode)(lower(network(30, 7, 1)), states(4, 30), 40)
+        Langevin(0.1, noise_std=1e38, **mode)(lower(network((30, 7, 1))), states(4, 30), 40)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +253,8 @@ def test_settings_that_do_not_go_together(mode, message):
 
 @pytest.mark.parametrize("mode", [{"precision": "bf16"}, {"row_space": True}])
 @pytest.mark.parametrize(
-    ("energy", "dtype"), [(DoubleWell(), torch.float32), (lambda x: x.square().sum(1), torch.float32), (lower(network(4, 1)).double(), torch.float64)]
+    ("energy", "dtype"),
+    [(DoubleWell(), torch.float32), (lambda x: x.square().sum(1), torch.float32), (lower(network((4, 1))).double(), torch.float64)],
 )
 def test_energies_without_such_chains_are_refused(mode, energy, dtype):
     x = torch.zeros(3, 4, dtype=dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -114,3 +115,13 @@ class Spoiled:
                 energies = energies + torch.where(rows, self.value, 0.0)
         self.count += 1
         return energies
+
+
+def network(widths: tuple[int, ...], activation: nn.Module | None = None, seed: int = 0) -> nn.Sequential:
+    """Linear layers of these widths with activations (SiLU) between them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = []
+        for a, b in pairwise(widths):
+            layers += [nn.Linear(a, b), activation or nn.SiLU()]
+        return nn.Sequential(*layers[:-1])
