@@ -115,6 +115,8 @@ class KineticLangevin(Preconditioned):
             return state, info
         metric = self._metric(state.x)
         options = self._native_options(metric)
+        if self.precision is None:  # what energies need to know only then
+            del options["precision"]
         start = state.x, state.momentum, state.energy, state.key
         run = run_unadjusted(energy, "kinetic_langevin", *start, num_steps, options, "KineticLangevin", _ADVICE)
         if run is None and self.precision is not None:
