@@ -38,10 +38,14 @@ public:
           dim_(dim),
           first_block_(static_cast<uint64_t>(first_block)),
           stream_(stream) {
-        for (int lane = 0; lane < kLanes; ++lane) order_[lane % 2][lane / 2] = static_cast<uint64_t>(Tile<C>::order(lane));
+        for (int lane = 0; lane < kLanes; ++lane) {
+            order_[lane % 2][lane / 2] = static_cast<uint64_t>(Tile<C>::order(lane));
+            slots_[Tile<C>::order(lane)] = lane;
+        }
     }
 
     void run(int64_t begin, int64_t end) {
+        if (dim_ < kLanes * kBlock && sink_.is_flat()) return run_short(begin, end);
         int64_t blocks_per_chain = (dim_ + kBlock - 1) / kBlock;
         int64_t chain = begin / blocks_per_chain, block = begin % blocks_per_chain;
         for (int64_t left = end - begin; left > 0; ++chain, block = 0) {
@@ -90,6 +94,56 @@ private:
         }
     }
 
+    // Chains without a whole tile, whose rows the sink takes for one: blocks of several chains in each tile.
+    void run_short(int64_t begin, int64_t end) {
+        const int64_t blocks_per_chain = (dim_ + kBlock - 1) / kBlock;
+        int64_t chain = begin / blocks_per_chain, block = begin % blocks_per_chain;
+        for (int64_t left = end - begin; left > 0;) {
+            left -= left > kLanes ? run_some<kInterleave>(left, chain, block) : run_some<1>(left, chain, block);
+        }
+    }
+
+    // The next blocks, `left` at the most; chain and block move on. Returns how many they were.
+    template <int N>
+    __attribute__((noinline)) int64_t run_some(int64_t left, int64_t& chain, int64_t& block) const {
+        constexpr int kMany = N * kLanes;
+        const int count = left < kMany ? static_cast<int>(left) : kMany;
+        const int64_t first = chain * dim_ + block * kBlock;
+        alignas(64) uint64_t blocks[2 * N][kLanes / 2], ids[2 * N][kLanes / 2];
+        alignas(64) C values[kMany * kBlock], packed[(kMany + 1) * kBlock];
+        int starts[kMany], size = 0;
+        for (int place = 0; place < kMany; ++place) {  // idle lanes draw what follows, and nobody reads it
+            const int slot = slots_[place % kLanes], half = 2 * (place / kLanes) + slot % 2;
+            blocks[half][slot / 2] = first_block_ + static_cast<uint64_t>(block);
+            ids[half][slot / 2] = first_chain_ + static_cast<uint64_t>(chain);
+            starts[place] = size;
+            const int64_t rest = dim_ - block * kBlock;
+            if (place < count) size += rest < kBlock ? static_cast<int>(rest) : kBlock;
+            block = rest > kBlock ? block + 1 : 0;
+            chain += block == 0;
+        }
+        U64 c0[2 * N], words[2 * N][4];
+        PhiloxRow<U64> rows[2 * N];
+        EBM_UNROLL for (int i = 0; i < 2 * N; ++i) {
+            const U64 id = load<U64>(ids[i]);
+            c0[i] = load<U64>(blocks[i]);
+            rows[i] = philox_row<U64>(U64{} + step_, id, ((id >> 32) << 8) | philox_c3(step_, 0, stream_), key_);
+        }
+        philox4x32<2 * N>(c0, rows, key_, words);
+        EBM_UNROLL for (int i = 0; i < N; ++i) {
+            V v[4];
+            Tile<C>::values(words[2 * i], words[2 * i + 1], draw_, v);
+            EBM_UNROLL for (int j = 0; j < 4; ++j)
+                store(values + (4 * i + j) * kWidth, v[j]);
+        }
+        for (int place = 0; place < count; ++place) memcpy(packed + starts[place], values + place * kBlock, kBlock * sizeof(C));
+        const typename Sink::Row row = sink_.row(0);
+        int e = 0;
+        for (; e + kWidth <= size; e += kWidth) sink_.put_lanes(row, first + e, load<V>(packed + e));
+        for (; e < size; ++e) sink_.put(row, first + e, packed[e]);
+        return count;
+    }
+
     __attribute__((noinline)) void run_queue() {
         if (queued_ == 0) return;
         alignas(64) uint64_t c0[2][kLanes / 2], c1[2][kLanes / 2], c2[2][kLanes / 2], c3[2][kLanes / 2];
@@ -131,6 +185,7 @@ private:
     const uint64_t first_block_;
     const uint32_t stream_;
     alignas(64) uint64_t order_[2][kLanes / 2];
+    int slots_[kLanes];  // the lane of each block of a tile
     int queued_ = 0;
     int64_t queue_chain_[kLanes], queue_block_[kLanes];
 };

@@ -40,6 +40,8 @@ struct LangevinSink {
         return {out + chain * dim, x + chain * dim, grad + chain * dim, scales ? static_cast<C>(scales[chain]) : C(1)};
     }
 
+    EBM_HD bool is_flat() const { return !scales; }
+
     template <class V>
     EBM_HD V update(V x, V g, V z, C scale) const {
         if (kBounded) {

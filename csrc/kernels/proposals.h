@@ -351,6 +351,7 @@ struct LangevinSites {
         const C* d;
     };
     EBM_HD Row row(int64_t chain) const { return {changes + chain * dim, d + chain * dim}; }
+    EBM_HD bool is_flat() const { return true; }
 
     static EBM_HD float uniform_from(float word) { return (to_float(as_bits(word)) + 0.5f) * 2.3283064e-10f; }
     static EBM_HD double uniform_from(double u) { return u; }

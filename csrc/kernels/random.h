@@ -1,7 +1,8 @@
 // What becomes of one Philox block per lane, and of its draws in memory order.
 //
 // A Draw turns words into values: `operator()(words, values)` in float32 (four values a block) or float64 (two).
-// A Sink takes values: `put(row, element, value)` one of them, `put_lanes(row, element, values)` a vector of neighbours.
+// A Sink takes values: `put(row, element, value)` one of them, `put_lanes(row, element, values)` a vector of neighbours. Where it
+// is_flat(), row 0 takes those of all rows, one behind the other.
 #pragma once
 
 #include "../core/random.h"
@@ -55,6 +56,7 @@ struct StoreSink {
         T* out;
     };
     EBM_HD Row row(int64_t chain) const { return {out + chain * dim}; }
+    EBM_HD bool is_flat() const { return true; }
     template <class V>
     EBM_HD void put(const Row& row, int64_t element, V value) const {
         narrow(row.out + element, value);
@@ -77,6 +79,7 @@ struct RademacherSink {
         int64_t dim;
     };
     EBM_HD Row row(int64_t chain) const { return {out + chain * dim, dim}; }
+    EBM_HD bool is_flat() const { return false; }
     EBM_HD void put(const Row& row, int64_t word, float value) const {
         uint32_t bits = as_bits(value);
         int64_t begin = word * 32;
