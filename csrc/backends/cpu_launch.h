@@ -40,7 +40,7 @@ public:
           stream_(stream) {
         for (int lane = 0; lane < kLanes; ++lane) {
             order_[lane % 2][lane / 2] = static_cast<uint64_t>(Tile<C>::order(lane));
-            slots_[Tile<C>::order(lane)] = lane;
+            slots_[Tile<C>::order(lane)] = lane % 2 * (kLanes / 2) + lane / 2;
         }
     }
 
@@ -109,24 +109,30 @@ private:
         constexpr int kMany = N * kLanes;
         const int count = left < kMany ? static_cast<int>(left) : kMany;
         const int64_t first = chain * dim_ + block * kBlock;
-        alignas(64) uint64_t blocks[2 * N][kLanes / 2], ids[2 * N][kLanes / 2];
+        alignas(64) uint64_t blocks[kMany], ids[kMany];
         alignas(64) C values[kMany * kBlock], packed[(kMany + 1) * kBlock];
         int starts[kMany], size = 0;
-        for (int place = 0; place < kMany; ++place) {  // idle lanes draw what follows, and nobody reads it
-            const int slot = slots_[place % kLanes], half = 2 * (place / kLanes) + slot % 2;
-            blocks[half][slot / 2] = first_block_ + static_cast<uint64_t>(block);
-            ids[half][slot / 2] = first_chain_ + static_cast<uint64_t>(chain);
-            starts[place] = size;
-            const int64_t rest = dim_ - block * kBlock;
-            if (place < count) size += rest < kBlock ? static_cast<int>(rest) : kBlock;
-            block = rest > kBlock ? block + 1 : 0;
-            chain += block == 0;
+        int64_t at = chain, in = block, rest = dim_ - block * kBlock;
+        for (int tile = 0; tile < kMany; tile += kLanes) {  // idle lanes draw what follows, and nobody reads it
+            for (int place = 0; place < kLanes; ++place) {
+                const int slot = tile + slots_[place];
+                blocks[slot] = first_block_ + static_cast<uint64_t>(in);
+                ids[slot] = first_chain_ + static_cast<uint64_t>(at);
+                starts[tile + place] = size;
+                const bool is_last = rest <= kBlock;
+                if (tile + place < count) size += is_last ? static_cast<int>(rest) : kBlock;
+                in = is_last ? 0 : in + 1;
+                at += is_last;
+                rest = is_last ? dim_ : rest - kBlock;
+            }
         }
+        chain = at;
+        block = in;
         U64 c0[2 * N], words[2 * N][4];
         PhiloxRow<U64> rows[2 * N];
         EBM_UNROLL for (int i = 0; i < 2 * N; ++i) {
-            const U64 id = load<U64>(ids[i]);
-            c0[i] = load<U64>(blocks[i]);
+            const U64 id = load<U64>(ids + i * (kLanes / 2));
+            c0[i] = load<U64>(blocks + i * (kLanes / 2));
             rows[i] = philox_row<U64>(U64{} + step_, id, ((id >> 32) << 8) | philox_c3(step_, 0, stream_), key_);
         }
         philox4x32<2 * N>(c0, rows, key_, words);
@@ -185,7 +191,7 @@ private:
     const uint64_t first_block_;
     const uint32_t stream_;
     alignas(64) uint64_t order_[2][kLanes / 2];
-    int slots_[kLanes];  // the lane of each block of a tile
+    int slots_[kLanes];  // where the lane of each block of a tile lies, even lanes before odd ones
     int queued_ = 0;
     int64_t queue_chain_[kLanes], queue_block_[kLanes];
 };
