@@ -25,10 +25,10 @@ def check_state(x: Tensor, caller: str) -> None:
         raise ValueError(f"{caller}: x must have at least one element in each chain, got {tuple(x.shape)}")
 
 
-def as_energy(model: Any) -> Callable[..., Tensor]:
+def as_energy(model: Any, caller: str = "as_energy") -> Callable[..., Tensor]:
     """The energy -log p(x) of anything with a `log_prob` (a torch.distributions object, a flow), summed over what log_prob leaves of the event.
 
-    Further arguments of the energy go to log_prob. Any other callable is returned as it is.
+    Further arguments of the energy go to log_prob. Any other callable is returned as it is. `caller` is named by the error.
 
     Raises:
         TypeError: neither.
@@ -41,7 +41,7 @@ def as_energy(model: Any) -> Callable[..., Tensor]:
 
         return energy
     if not callable(model):
-        raise TypeError(f"as_energy: model must be callable or have log_prob, got {type(model).__name__}")
+        raise TypeError(f"{caller}: model must be callable or have log_prob, got {type(model).__name__}")
     return model  # type: ignore[no-any-return]
 
 

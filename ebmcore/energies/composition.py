@@ -118,7 +118,7 @@ class _Part(nn.Module):
 
     def __init__(self, model: Any, caller: str) -> None:
         super().__init__()
-        as_energy(model)
+        as_energy(model, caller)
         self.model, self.caller = model, caller
         if hasattr(model, "alphabet"):
             self.alphabet = model.alphabet

@@ -141,7 +141,7 @@ class AnnealedImportanceSampling:
             RuntimeError: adaptive betas would need more than 1e7 temperatures.
         """
         num_temperatures = bounded_int(num_temperatures, "num_temperatures", "ais", low=0)
-        path = GeometricPath(self._base_energy(), as_energy(energy))
+        path = GeometricPath(self._base_energy(), as_energy(energy, "ais"))
         chains, parts, log_weights, done, moved = state
         beta, end = float(done[-1]), 0.0 if state.is_reverse else 1.0
         betas: list[float] = []
@@ -207,7 +207,7 @@ class AnnealedImportanceSampling:
         return x
 
     def _start(self, energy: EnergyFn, x: Tensor, key: Key, beta: float) -> AISState:
-        path = GeometricPath(self._base_energy(), as_energy(energy), beta)
+        path = GeometricPath(self._base_energy(), as_energy(energy, "ais"), beta)
         chains = self._sampler_at(beta).init(path, x, seed=key.to(x.device))
         assert path.last is not None
         log_weights = torch.zeros(len(x), dtype=torch.float64, device=x.device)

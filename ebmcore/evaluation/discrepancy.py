@@ -79,7 +79,7 @@ def ksd(
     if kernel not in ("imq", "rbf"):
         raise ValueError(f"ksd: kernel must be 'imq' or 'rbf', got {kernel!r}")
     bandwidth = number(bandwidth, "bandwidth", "ksd", low=0.0, strict=True)
-    value, grad = energy_and_grad(as_energy(energy), x.detach())
+    value, grad = energy_and_grad(as_energy(energy, "ksd"), x.detach())
     scores = -grad.flatten(1).double()
     is_bad = ~scores.isfinite().all(1)
     if bool(is_bad.any()):

@@ -29,7 +29,7 @@ def log_ratio(energy: Any, x: Tensor, y: Tensor) -> Tensor:
     if x.dim() == 0 or (x.shape, x.dtype, x.device) != (y.shape, y.dtype, y.device):
         wanted = f"(num_chains, *event) alike, got {x.dtype} {tuple(x.shape)} on {x.device} and {y.dtype} {tuple(y.shape)} on {y.device}"
         raise ValueError(f"log_ratio: x and y must be {wanted}")
-    of_x, of_y = evaluate(as_energy(energy), torch.cat((x, y)).detach()).double().chunk(2) if len(x) else torch.zeros(2, 0).double()
+    of_x, of_y = evaluate(as_energy(energy, "log_ratio"), torch.cat((x, y)).detach()).double().chunk(2) if len(x) else torch.zeros(2, 0).double()
     is_bad = of_x.isnan() | of_y.isnan() | (of_x == -torch.inf) | (of_y == -torch.inf) | ((of_x == torch.inf) & (of_y == torch.inf))
     if bool(is_bad.any()):
         row = int(is_bad.nonzero()[0])

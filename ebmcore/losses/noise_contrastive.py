@@ -56,7 +56,7 @@ def noise_contrastive(energy: EnergyFn | Any, x_data: Tensor, x_noise: Tensor, n
         if want != got:
             raise ValueError(f"{_CALLER}: x_noise must have {what} {want} as x_data, got {got}")
     x = torch.cat((x_data, x_noise.detach()))
-    energies = _checked("energy", as_energy(energy)(x), x)
+    energies = _checked("energy", as_energy(energy, _CALLER)(x), x)
     with torch.no_grad():
         log_noise = -_checked("noise", as_energy(noise)(x), x) if hasattr(noise, "log_prob") else _checked("noise", noise(x), x)
     _check_finite(energies, log_noise, len(x_data))

@@ -98,7 +98,7 @@ def finite_difference_score_matching(
     probes = Probes(x, num_probes, probe, key, caller)
     v = probes.vectors()
     points = torch.cat((x[None], x + epsilon * v, x - epsilon * v)).flatten(0, 1)
-    value = as_energy(model)(points)
+    value = as_energy(model, caller)(points)
     if not isinstance(value, Tensor) or value.dtype not in (torch.float32, torch.float64):
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{caller}: model must return a float32 or float64 tensor, as fewer digits leave nothing of a difference, got {got}")

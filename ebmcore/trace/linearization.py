@@ -114,7 +114,7 @@ def linearize(f: Any, x: Tensor, caller: str) -> Linearization:
     perceptron = perceptron_of(f)
     if perceptron is not None and perceptron.takes(x):
         return _ByFormula(perceptron, x, caller)
-    return _ByAutograd(as_energy(f), x, caller)
+    return _ByAutograd(as_energy(f, caller), x, caller)
 
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -124,7 +124,7 @@ X = torch.zeros(3, 2)
         (ValueError, "ksd: bandwidth must be a finite number > 0, got -1.0", lambda: ksd(quartic, X, bandwidth=-1.0)),
         (ValueError, r"ksd: x must have shape \(num_samples >= 2, \*event\), got \(1, 2\)", lambda: ksd(quartic, X[:1])),
         (TypeError, "ksd: x must be float32, float64", lambda: ksd(quartic, X.long())),
-        (TypeError, "as_energy: model must be callable or have log_prob", lambda: ksd(None, X)),
+        (TypeError, "ksd: model must be callable or have log_prob", lambda: ksd(None, X)),
     ],
 )
 def test_bad_input(error, match, call):

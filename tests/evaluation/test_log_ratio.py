@@ -65,7 +65,7 @@ def test_bad_arguments():
             log_ratio(quadratic, X, y)
     with pytest.raises(TypeError, match=r"log_ratio: x and y must be torch.Tensors, got Tensor and ndarray"):
         log_ratio(quadratic, X, np.zeros((50, 2)))
-    with pytest.raises(TypeError, match="as_energy: model must be callable or have log_prob"):
+    with pytest.raises(TypeError, match="log_ratio: model must be callable or have log_prob"):
         log_ratio(3, X, Y)
     with pytest.raises(ValueError, match=r"energy: must return shape \(100,\)"):
         log_ratio(lambda x: x, X, Y)
